@@ -1,0 +1,1 @@
+"""CT super-resolution with quadtree diffusion models, from DICOM to DICOM."""
