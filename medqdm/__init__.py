@@ -1,1 +1,3 @@
 """CT super-resolution with quadtree diffusion models, from DICOM to DICOM."""
+
+__version__ = "0.1.0"

@@ -111,7 +111,7 @@ class Volume:
         hu: ArrayLike,
         spacing_mm: tuple[float, float, float],
         *,
-        source: Source = Source("array", "volume"),  # noqa: B008  (frozen)
+        source: Source = Source("array", "volume"),
     ) -> "Volume":
         """An axial volume at the LPS origin.
 
@@ -143,7 +143,7 @@ class Volume:
 
     @property
     def is_regular(self) -> bool:
-        """Whether all slices lie one constant vector apart (to 0.01 mm), so that one affine fits."""
+        """Whether all slices lie one constant vector apart (to 0.01 mm): one affine fits."""
         steps = self.z_steps_mm
         return len(steps) == 0 or bool(np.ptp(steps, axis=0).max() <= 0.01)
 
@@ -171,7 +171,7 @@ class Volume:
         return affine
 
     def corners_mm(self) -> NDArray[np.float64]:
-        """``(z, 4, 3)`` LPS positions of the outer corners of each slice (index -0.5 and n - 0.5)."""
+        """``(z, 4, 3)`` LPS positions of each slice's outer corners (index -0.5 and n - 0.5)."""
         _, height, width = self.shape
         index = np.array([[-0.5, -0.5], [-0.5, width - 0.5], [height - 0.5, -0.5],
                           [height - 0.5, width - 0.5]])  # fmt: skip
@@ -179,8 +179,9 @@ class Volume:
         return self.origins_mm[:, None] + offsets[None]
 
     def position_mm(self, z: int, y: float, x: float) -> NDArray[np.float64]:
-        """LPS position in mm of a point of slice ``z``, in voxel indices (0 = centre of the first)."""
-        return self.origins_mm[z] + y * self.y_step_mm + x * self.x_step_mm
+        """LPS position in mm of a point of slice ``z``, in voxel indices (0 = first centre)."""
+        position: NDArray[np.float64] = self.origins_mm[z] + y * self.y_step_mm
+        return position + x * self.x_step_mm
 
     def with_pixels(self, hu: ArrayLike, padding: NDArray[np.bool_] | None = None) -> "Volume":
         """The same slices sampled on another in-plane grid that covers the same area.

@@ -1,11 +1,11 @@
 """Window: the Hounsfield range that the networks see as [-1, 1]."""
 
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from medqdm.errors import MedQDMError
 
-Array = TypeVar("Array", bound=Any)  # numpy array or torch tensor: only +, -, *, / and clip are used
+Array = TypeVar("Array", bound=Any)  # numpy array or torch tensor: both have clip, +, -, *, /
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,7 @@ class Window:
         center_hu: middle of the window, in HU.
         width_hu: whole width of the window, in HU, above 0.
 
+    >>> import numpy as np
     >>> window = Window(center_hu=0, width_hu=2000)
     >>> float(window.normalize(np.float32(500)))
     0.5
@@ -49,12 +50,12 @@ class Window:
 
     def clip(self, hu: Array) -> Array:
         """HU clipped to the window."""
-        return hu.clip(self.low_hu, self.high_hu)
+        return cast("Array", hu.clip(self.low_hu, self.high_hu))
 
     def normalize(self, hu: Array) -> Array:
         """HU to [-1, 1], clipped."""
-        return (self.clip(hu) - self.center_hu) / self.hu_per_unit
+        return cast("Array", (self.clip(hu) - self.center_hu) / self.hu_per_unit)
 
     def denormalize(self, value: Array) -> Array:
         """[-1, 1] to HU (values outside are not clipped)."""
-        return value * self.hu_per_unit + self.center_hu
+        return cast("Array", value * self.hu_per_unit + self.center_hu)

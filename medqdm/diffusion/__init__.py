@@ -1,1 +1,1 @@
-""""""
+"""The residual-shift diffusion: schedule, process, quadtree, sampler; tensors only."""

@@ -1,1 +1,65 @@
-""""""
+"""Reading and writing CT: DICOM series, NIfTI, NRRD and MetaImage."""
+
+from pathlib import Path
+
+from medqdm.errors import MedQDMError
+from medqdm.io.dicom_read import read_dicom
+from medqdm.io.formats import ITK_ENDINGS, NIFTI_ENDINGS, has_ending
+from medqdm.io.inventory import Inventory, SeriesSummary, find_series, take_inventory
+from medqdm.io.itk import read_itk, write_itk
+from medqdm.io.nifti import read_nifti, write_nifti
+from medqdm.volume import Volume
+
+__all__ = [
+    "Inventory",
+    "SeriesSummary",
+    "find_series",
+    "read",
+    "take_inventory",
+    "write",
+]
+
+
+def read(path: str | Path, *, series: str | None = None, slice_axis: int | None = None) -> Volume:
+    """Read a CT volume, of whatever kind lies there.
+
+    Args:
+        path: a folder with a DICOM series, a DICOMDIR, a DICOM file, or a ``.nii``, ``.nii.gz``,
+            ``.nrrd``, ``.nhdr``, ``.mha`` or ``.mhd`` file.
+        series: SeriesInstanceUID, where several CT series lie there.
+        slice_axis: array axis of the slices in a NIfTI, NRRD or MetaImage file, where its
+            spacings do not tell.
+
+    Raises:
+        MedQDMError: nothing there that can be read as one stack of CT slices in HU.
+    """
+    path = Path(path)
+    if path.is_file() and has_ending(path, NIFTI_ENDINGS):
+        return read_nifti(path, slice_axis=slice_axis)
+    if path.is_file() and has_ending(path, ITK_ENDINGS):
+        return read_itk(path, slice_axis=slice_axis)
+    return read_dicom(path, series=series)
+
+
+def write(source: Volume, volume: Volume, path: str | Path, *, overwrite: bool = False) -> None:
+    """Write a volume as one NIfTI, NRRD or MetaImage file; ``write_series`` writes DICOM.
+
+    Args:
+        source: the volume as it was read; its metadata and padding are carried on.
+        volume: the same slices with new pixels.
+        path: ends in ``.nii``, ``.nii.gz``, ``.nrrd`` or ``.mha``.
+        overwrite: whether an existing file may be replaced.
+
+    Raises:
+        MedQDMError: another ending, the file exists, or no single affine is true.
+    """
+    path = Path(path)
+    if has_ending(path, NIFTI_ENDINGS):
+        write_nifti(source, volume, path, overwrite=overwrite)
+    elif has_ending(path, ITK_ENDINGS):
+        write_itk(source, volume, path, overwrite=overwrite)
+    else:
+        raise MedQDMError(
+            f"{path.name}: the output must end in .nii, .nii.gz, .nrrd or .mha, got "
+            f"{path.suffix or 'no ending'}; give it one of these endings"
+        )

@@ -1,1 +1,1 @@
-""""""
+"""The networks: KL-VAE and the two-stream transformer; tensors only."""

@@ -1,1 +1,1 @@
-""""""
+"""Training: stage one (KL-VAE), stage two (QDM), export."""

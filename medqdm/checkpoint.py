@@ -1,0 +1,336 @@
+"""Checkpoint: one safetensors file = weights + the task that made them; import of published ones.
+
+Nothing is ever unpickled, apart from plain tensors of published ``.pth`` files.
+"""
+
+import hashlib
+import json
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from medqdm.config import Task, parse_task
+from medqdm.errors import MedQDMError
+from medqdm.models.autoencoder import KLAutoencoder
+from medqdm.models.published import QDMSizes, convert_autoencoder, convert_qdm
+from medqdm.models.transformer import QDM, SIZES, Size
+
+FORMAT = "1"  # of the metadata and the names; a reader refuses any other
+PUBLISHED_LATENT_SCALE = 0.1  # what published QDMs multiply latents with
+PUBLISHED_NORM_GROUPS = 32
+_FORMAT_KEY = "medqdm_format"
+_NESTED = (  # where training scripts put their weights, averaged ones first
+    "ema", "ema_state_dict", "model_ema", "params_ema", "state_dict_ema",
+    "state_dict", "model_state_dict", "model", "params", "net",
+)  # fmt: skip
+_AVERAGED = "model_ema."
+_PREFIXES = re.compile(r"^((module|_orig_mod|model|ema_model|first_stage_model)\.)+")
+
+State = Mapping[str, Tensor]
+Network = TypeVar("Network", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a weights file holds, ready to run.
+
+    Args:
+        task: the task that the networks belong to.
+        autoencoder: the KL-VAE, float32 on the CPU, in evaluation mode.
+        qdm: the transformer, likewise; None after stage one.
+        record: how it was trained: any JSON.
+        sha256: digest of the file, for reports.
+    """
+
+    task: Task
+    autoencoder: KLAutoencoder
+    qdm: QDM | None
+    record: dict[str, Any]
+    sha256: str
+
+
+class Imported(NamedTuple):
+    """Published weights under our names, and the task that fits them.
+
+    Args:
+        task: the task given, with the settings that the weights dictate.
+        autoencoder: weights of the KL-VAE; None if no file was given.
+        qdm: weights of the transformer; None if no file was given.
+    """
+
+    task: Task
+    autoencoder: dict[str, Tensor] | None
+    qdm: dict[str, Tensor] | None
+
+
+def build_autoencoder(task: Task) -> KLAutoencoder:
+    """The task's KL-VAE with fresh weights."""
+    section = task.autoencoder
+    return KLAutoencoder(
+        image_channels=section.image_channels,
+        latent_channels=section.latent_channels,
+        channels=section.channels,
+        num_res_blocks=section.num_res_blocks,
+        norm_groups=section.norm_groups,
+        mid_attention=section.mid_attention,
+    )
+
+
+def build_qdm(task: Task) -> QDM:
+    """The task's transformer with fresh weights.
+
+    Raises:
+        MedQDMError: custom sizes do not divide.
+    """
+    return QDM(
+        latent_size=task.latent_size,
+        latent_channels=task.autoencoder.latent_channels,
+        condition_channels=task.autoencoder.image_channels,
+        **_size(task)._asdict(),
+    )
+
+
+def save(
+    path: Path,
+    *,
+    task: Task,
+    autoencoder_state: State,
+    qdm_state: State | None,
+    record: Mapping[str, Any],
+    dtype: Literal["float16", "float32"],
+) -> None:
+    """Write a weights file; it appears whole or not at all.
+
+    Args:
+        path: where to; its folder is made, an existing file is replaced.
+        task: the task that the weights belong to.
+        autoencoder_state: weights of the KL-VAE.
+        qdm_state: weights of the transformer; None after stage one.
+        record: how it was trained: any JSON.
+        dtype: how numbers are stored.
+
+    Raises:
+        MedQDMError: a weight is not finite or does not fit into the dtype.
+    """
+    tensors: dict[str, Tensor] = {}
+    for network, build, state in (
+        ("autoencoder", build_autoencoder, autoencoder_state),
+        ("qdm", build_qdm, qdm_state),
+    ):
+        if state is not None:
+            stored = {n: v.detach().to("cpu", getattr(torch, dtype)) for n, v in state.items()}
+            _check(build, task, stored, where=f"{path.name}: {network}")
+            # safetensors wants each tensor to own its memory
+            tensors |= {
+                f"{network}.{n}": v.clone(memory_format=torch.contiguous_format)
+                for n, v in stored.items()
+            }
+    metadata = {
+        _FORMAT_KEY: FORMAT,
+        "task": task.model_dump_json(),
+        "record": json.dumps(dict(record)),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        save_file(tensors, draft, metadata=metadata)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a weights file and build its networks.
+
+    Raises:
+        MedQDMError: no such file, not a medqdm weights file, damaged, or weights that do not fit
+            their task or are not finite.
+    """
+    tensors, metadata = _read(path)
+    version = metadata.get(_FORMAT_KEY)
+    if version is None:
+        raise MedQDMError(
+            f"{path.name}: must be weights written by medqdm, got other weights; "
+            "published ones go through medqdm import-weights"
+        )
+    if version != FORMAT:
+        raise MedQDMError(
+            f"{path.name}: format must be {FORMAT}, got {version}; "
+            "use the medqdm version that wrote it"
+        )
+    try:
+        settings, record = json.loads(metadata["task"]), json.loads(metadata["record"])
+    except (KeyError, json.JSONDecodeError):
+        raise _damaged(path.name) from None
+    task = parse_task(settings, where=path.name)
+    states: dict[str, dict[str, Tensor]] = {"autoencoder": {}, "qdm": {}}
+    for name, value in tensors.items():
+        network, _, rest = name.partition(".")
+        states.setdefault(network, {})[rest] = value
+    autoencoder = _build(
+        build_autoencoder, task, states["autoencoder"], where=f"{path.name}: autoencoder"
+    )
+    qdm = None
+    if states["qdm"]:
+        qdm = _build(build_qdm, task, states["qdm"], where=f"{path.name}: qdm")
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return Checkpoint(task, autoencoder, qdm, record, sha256)
+
+
+def import_weights(*, qdm: Path | None, autoencoder: Path | None, task: Task) -> Imported:
+    """Read published weights.
+
+    Args:
+        qdm: published QDM weights: ``.pth``, ``.pt``, ``.ckpt`` (plain tensors only),
+            ``.safetensors`` or ``.npz``; averaged weights are taken where a file holds both.
+        autoencoder: published KL-VAE weights under LDM's names, likewise.
+        task: what the weights are for. Sizes are read off the weights, except for the number of
+            heads: that of the table's row of this depth and width, else the task's.
+
+    Raises:
+        MedQDMError: a file cannot be read without running code, or holds other weights.
+    """
+    changes = task.model_dump()
+    qdm_state = autoencoder_state = None
+    if autoencoder is not None:
+        where = autoencoder.name
+        autoencoder_state, found = convert_autoencoder(_read_published(autoencoder), where=where)
+        changes["autoencoder"] |= {**found._asdict(), "norm_groups": PUBLISHED_NORM_GROUPS}
+    if qdm is not None:
+        qdm_state, sizes = convert_qdm(_read_published(qdm), where=qdm.name)
+        if autoencoder is None:
+            changes["autoencoder"]["latent_channels"] = sizes.latent_channels
+            changes["autoencoder"]["image_channels"] = sizes.condition_channels
+        changes["transformer"] = _transformer(sizes, task, where=qdm.name)
+        changes["autoencoder"]["latent_scale"] = (
+            task.autoencoder.latent_scale or PUBLISHED_LATENT_SCALE
+        )
+        changes["diffusion"]["published_masking"] = True
+        changes["quadtree"]["inclusive"] = True
+        if sizes.latent_size is not None:
+            compression = 2 ** (len(changes["autoencoder"]["channels"]) - 1)
+            changes["slice_px"] = sizes.latent_size * compression
+    made = parse_task(changes, where="import-weights")
+    if autoencoder is not None and autoencoder_state is not None:
+        _check(build_autoencoder, made, autoencoder_state, where=autoencoder.name)
+    if qdm is not None and qdm_state is not None:
+        _check(build_qdm, made, qdm_state, where=qdm.name)
+    return Imported(made, autoencoder_state, qdm_state)
+
+
+def _size(task: Task) -> Size:
+    section = task.transformer
+    if section.depth and section.hidden_size and section.num_heads:  # all three or none
+        return Size(section.depth, section.hidden_size, section.num_heads)
+    return SIZES[section.size]
+
+
+def _transformer(sizes: QDMSizes, task: Task, *, where: str) -> dict[str, Any]:
+    """The transformer section for published weights."""
+    for size in (*SIZES.values(), _size(task)):
+        if (size.depth, size.hidden_size) == (sizes.depth, sizes.hidden_size):
+            return {"size": "custom", **size._asdict(), "prediction": "z_0"}
+    raise MedQDMError(
+        f"{where}: transformer must be one of {', '.join(SIZES)} or the task's, got depth "
+        f"{sizes.depth} and hidden_size {sizes.hidden_size}; give a task with transformer.size "
+        "custom, as weights do not tell the number of heads"
+    )
+
+
+def _check(build: Callable[[Task], nn.Module], task: Task, state: State, *, where: str) -> None:
+    """Refuse weights that are not finite or do not fit the network of their task."""
+    with torch.device("meta"):
+        expected = {name: tuple(value.shape) for name, value in build(task).state_dict().items()}
+    got = {name: tuple(value.shape) for name, value in state.items()}
+    for name in sorted(expected.keys() | got.keys()):
+        if expected.get(name) != got.get(name):
+            raise MedQDMError(
+                f"{where}: weights must fit their task, got {got.get(name, 'no')} for {name} "
+                f"instead of {expected.get(name, 'none')}; is it the right file?"
+            )
+    for name, value in state.items():
+        if not value.isfinite().all():
+            raise MedQDMError(
+                f"{where}: weights must be finite, got NaN or infinity in {name}; "
+                "take another file, or store as float32"
+            )
+
+
+def _build(
+    build: Callable[[Task], Network], task: Task, state: dict[str, Tensor], *, where: str
+) -> Network:
+    _check(build, task, state, where=where)
+    with torch.device("meta"):  # no time for a random start that is replaced at once
+        network = build(task)
+    network.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
+    return network.eval()
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file."""
+    if not path.is_file():
+        raise MedQDMError(f"{path}: a weights file must exist, got none; check the path")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError):
+        raise _damaged(path.name) from None
+
+
+def _damaged(where: str) -> MedQDMError:
+    return MedQDMError(
+        f"{where}: must be a safetensors file, got a damaged or another one; fetch or make it anew"
+    )
+
+
+def _read_published(path: Path) -> dict[str, Tensor]:
+    """Tensors of a published file under their plain names."""
+    if path.suffix == ".safetensors":
+        return _plain(_read(path)[0])
+    if not path.is_file():
+        raise MedQDMError(f"{path}: a weights file must exist, got none; check the path")
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                return _plain({name: torch.from_numpy(arrays[name]) for name in arrays})
+        return _plain(torch.load(path, map_location="cpu", weights_only=True))
+    except (
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+        RuntimeError,
+        EOFError,
+        TypeError,
+        ValueError,
+    ):
+        raise MedQDMError(
+            f"{path.name}: must hold plain tensors that load without running code, got other "
+            "objects or damage; save its state_dict alone as .safetensors"
+        ) from None
+
+
+def _plain(data: Any) -> dict[str, Tensor]:
+    """Unpack nested dicts and wrappers' prefixes, averaged weights first."""
+    while isinstance(data, Mapping):
+        inner = [data[key] for key in _NESTED if isinstance(data.get(key), Mapping)]
+        if not inner:
+            break
+        data = inner[0]
+    if not isinstance(data, Mapping):
+        raise TypeError("not a state dict")
+    tensors = {name: v.float() for name, v in data.items() if isinstance(v, Tensor)}
+    # LDM's averages stand beside the weights, their names without dots.
+    averaged = {n.removeprefix(_AVERAGED): v for n, v in tensors.items() if n.startswith(_AVERAGED)}
+    plain = {_PREFIXES.sub("", n): v for n, v in tensors.items() if not n.startswith(_AVERAGED)}
+    return {name: averaged.get(name.replace(".", ""), value) for name, value in plain.items()}

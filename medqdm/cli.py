@@ -1,0 +1,246 @@
+"""The command line: ``medqdm enhance``, ``train``, ``evaluate`` and their companions."""
+
+import json
+import logging
+import sys
+from collections.abc import Iterable, Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from medqdm.errors import MedQDMError
+
+app = typer.Typer(
+    help="CT super-resolution with quadtree diffusion models. Research use only: "
+    "not a medical device.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+console = Console()
+messages = Console(stderr=True)
+
+
+class Format(StrEnum):
+    """Output formats."""
+
+    dicom = "dicom"
+    nifti = "nifti"
+    nrrd = "nrrd"
+    mha = "mha"
+
+
+Set = Annotated[
+    Optional[list[str]],  # noqa: UP045  (typer reads this form)
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the task; repeatable."),
+]
+TaskName = Annotated[
+    str, typer.Option("--task", help="Name of a task (see 'medqdm tasks'), or a YAML file.")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Data = Annotated[
+    Path, typer.Option("--data", help="Folder of volumes: one patient per sub-folder or file.")
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace an output folder that has files in it.")
+]
+Weights = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--weights", help="A medqdm weights file; default: the task's bundled one."),
+]
+
+
+@app.callback()
+def setup(
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show debug messages.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Show warnings only.")] = False,
+) -> None:
+    """Set up logging for all commands."""
+    level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
+    handler = RichHandler(console=messages, show_path=False, show_time=False)
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], format="%(message)s")
+    logging.getLogger("medqdm").setLevel(level)
+    console.quiet = quiet
+
+
+@app.command()
+def enhance(  # noqa: PLR0913  (one option each)
+    series: Annotated[Path, typer.Argument(help="DICOM folder, or a NIfTI, NRRD or MHA file.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Output folder.")],
+    task: Annotated[str, typer.Option(help="Task of the bundled weights.")] = "sr4",
+    weights: Weights = None,
+    device: Device = "auto",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
+    file_format: Annotated[Format, typer.Option("--format")] = Format.dicom,
+    series_uid: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--series", help="SeriesInstanceUID (or its end) where there are several."),
+    ] = None,
+    slice_axis: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=0, max=2, help="NIfTI, NRRD, MHA: array axis across slices."),
+    ] = None,
+    settings: Set = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Enhance a CT series in plane and write a new one; the input is never touched."""
+    from medqdm import io  # noqa: PLC0415  (heavy imports stay inside the commands)
+    from medqdm.enhance import Enhancer, bundled_weights, enhance_volume  # noqa: PLC0415
+
+    volume = io.read(series, series=series_uid, slice_axis=slice_axis)
+    io.check_output_folder(out, volume, overwrite=overwrite)
+    enhancer = Enhancer(
+        weights or bundled_weights(task), device=device, seed=seed, overrides=settings or ()
+    )
+    slices, height, width = volume.shape
+    seconds = enhancer.estimate_seconds(volume)
+    console.print(
+        f"{volume.source.kind} series: {slices} slices of {width} x {height}, "
+        f"{volume.spacing_mm[0]:.3g} mm pixels -> x{enhancer.task.upscale}, "
+        f"s = {enhancer.task.quadtree.threshold:g} ({enhancer.task.threshold_hu:g} HU), "
+        f"on {enhancer.device}, about {_duration(seconds)}",
+        soft_wrap=True,
+    )
+    for warning in enhancer.warnings(volume):
+        messages.print(f"[yellow]warning:[/] {warning}", soft_wrap=True)
+    summary = enhance_volume(
+        enhancer,
+        volume,
+        out,
+        file_format=file_format.value,
+        overwrite=overwrite,
+        track=lambda done, total: _progress(done, total, "slices"),
+    )
+    numbers = summary.numbers()
+    console.print(
+        f"{numbers['slices']} slices, {numbers['seconds_per_slice']:.2f} s a slice, "
+        f"{100 * numbers['share_refined']:.1f} % refined, "
+        f"mean shift {numbers['mean_shift_hu']:+.2f} HU, "
+        f"LR consistency {numbers['lr_consistency_hu']:.1f} HU rms, "
+        f"{numbers['clipped_voxels']} voxels clipped",
+        soft_wrap=True,
+    )
+    console.print(f"written to {out} (comparison.png shows the middle slice)", soft_wrap=True)
+
+
+@app.command()
+def train(
+    task: TaskName,
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", help="Run folder; an existing run is resumed.")],
+    autoencoder: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Weights whose KL-VAE is used instead of training stage one."),
+    ] = None,
+    settings: Set = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the whole task.")] = False,
+) -> None:
+    """Train a task: KL-VAE, then QDM, then export. The same command resumes."""
+    from medqdm.config import load_task  # noqa: PLC0415
+
+    chosen = load_task(task, settings or ())
+    if dry_run:
+        _print_yaml(chosen.model_dump(mode="json"))
+        return
+    from medqdm.training.run import train as run  # noqa: PLC0415
+
+    weights = run(chosen, data, out, autoencoder=autoencoder)
+    console.print(f"weights: {weights}", soft_wrap=True)
+
+
+@app.command()
+def prepare(
+    task: TaskName,
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", help="Output folder.")],
+    settings: Set = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a fixed Med-SR set: LR and HR slices and a manifest with the seeds."""
+    from medqdm.config import load_task  # noqa: PLC0415
+    from medqdm.data import prepare as write_set  # noqa: PLC0415
+
+    count = write_set(load_task(task, settings or ()), data, out, overwrite=overwrite)
+    console.print(f"{count} pairs written to {out}", soft_wrap=True)
+
+
+@app.command()
+def tasks() -> None:
+    """List the tasks that come with medqdm."""
+    from medqdm.config import load_task, task_names  # noqa: PLC0415
+
+    table = Table("task", "what it does", "threshold", box=None)
+    for name in task_names():
+        task = load_task(name)
+        table.add_row(
+            name,
+            task.description,
+            f"s = {task.quadtree.threshold:g} ({task.threshold_hu:g} HU)",
+        )
+    console.print(table)
+
+
+@app.command("import-weights")
+def import_weights(
+    out: Annotated[Path, typer.Option("-o", "--out", help="The medqdm weights file to write.")],
+    task: TaskName,
+    qdm: Annotated[Path, typer.Option(help="Published QDM checkpoint (.pth, .safetensors).")],
+    autoencoder: Annotated[Path, typer.Option(help="Published KL-VAE checkpoint.")],
+    settings: Set = None,
+) -> None:
+    """Turn published QDM and KL-VAE checkpoints into one medqdm weights file."""
+    from medqdm import checkpoint  # noqa: PLC0415
+    from medqdm.config import load_task  # noqa: PLC0415
+
+    imported = checkpoint.import_weights(
+        qdm=qdm, autoencoder=autoencoder, task=load_task(task, settings or ())
+    )
+    assert imported.autoencoder is not None  # both files were given
+    checkpoint.save(
+        out,
+        task=imported.task,
+        autoencoder_state=imported.autoencoder,
+        qdm_state=imported.qdm,
+        record={"imported": {"qdm": qdm.name, "autoencoder": autoencoder.name}},
+        dtype="float32",
+    )
+    console.print(f"weights: {out}", soft_wrap=True)
+
+
+def _progress(items: Iterable[Any], total: int, unit: str) -> Iterator[Any]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=console.quiet) as progress:
+        yield from progress.track(items, total=total, description="")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _print_yaml(data: dict[str, Any]) -> None:
+    import yaml  # noqa: PLC0415
+
+    console.print(yaml.safe_dump(data, sort_keys=False), end="", markup=False, highlight=False)
+
+
+def main() -> None:
+    """Run the command line; a user's mistake ends in one line and exit code 2."""
+    try:
+        app()
+    except MedQDMError as error:
+        messages.print(f"[red]medqdm:[/] {error}", soft_wrap=True, markup=True, highlight=False)
+        raise SystemExit(2) from None

@@ -1,0 +1,97 @@
+"""Process: forward diffusion, input scaling and the any-step jump of residual-shift diffusion.
+
+Notation: z_0 clean latent, z_lr latent of the upsampled LR image, z_t noisy latent at index t,
+M the refined regions (1 where noise lives). All tensors are (b, c, h, w); ``t`` is (b,), or a map
+(b, 1, h, w) of indices when regions stand at different steps.
+"""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from medqdm.diffusion.schedule import Schedule
+
+Latent = Float[Tensor, "b c h w"]
+Refined = Bool[Tensor, "b 1 h w"]
+Index = Int[Tensor, "..."]
+
+
+class Process:
+    """Residual-shift diffusion whose noise lives only in refined regions.
+
+    Args:
+        schedule: eta and kappa per index.
+        published_masking: True computes what published weights were run with: one input scale for
+            all pixels, and the ancestral mean outside refined regions too. False lets both follow
+            the mask, so that an unrefined region never keeps the residual of an older prediction.
+    """
+
+    def __init__(self, schedule: Schedule, *, published_masking: bool) -> None:
+        self.schedule = schedule
+        self.published_masking = published_masking
+        # eta_{-1} = 0 closes the chain: a jump to -1 returns the prediction itself.
+        self._eta = torch.cat([schedule.eta, torch.zeros(1, dtype=torch.float64)]).float()
+
+    def _at(self, t: Index, like: Latent) -> Tensor:
+        eta = self._eta.to(like.device)[t]  # index -1 is the appended 0
+        return eta[:, None, None, None] if eta.ndim == 1 else eta
+
+    def diffuse(
+        self, z_0: Latent, z_lr: Latent, t: Index, noise: Latent, refined: Refined | None = None
+    ) -> Latent:
+        """Draw z_t: ``z_0 + eta_t (z_lr - z_0) + kappa sqrt(eta_t) M noise``."""
+        eta = self._at(t, z_0)
+        return (
+            z_0
+            + eta * (z_lr - z_0)
+            + self._masked(self.schedule.kappa * eta.sqrt(), refined) * noise
+        )
+
+    def prior(self, z_lr: Latent, noise: Latent, refined: Refined | None = None) -> Latent:
+        """Draw the start: ``z_lr + kappa sqrt(eta_T) M noise``."""
+        deviation = self.schedule.kappa * self._eta[-2].sqrt().to(z_lr.device)
+        return z_lr + self._masked(deviation, refined) * noise
+
+    def scale_input(self, z_t: Latent, t: Index, refined: Refined | None = None) -> Latent:
+        """What the network sees: ``z_t / sqrt(kappa^2 eta_t M + 1)``."""
+        variance = self.schedule.kappa**2 * self._at(t, z_t)
+        if not self.published_masking:
+            variance = self._masked(variance, refined)
+        return z_t / (variance + 1).sqrt()
+
+    def jump(
+        self,
+        z_t: Latent,
+        z_0: Latent,
+        z_lr: Latent,
+        *,
+        t: Index,
+        s: Index,
+        gamma: float,
+        noise: Latent,
+        refined: Refined | None = None,
+    ) -> Latent:
+        """Go from index t to any earlier index s (-1: the end), given a prediction of z_0.
+
+        With ``e = (z_t - z_0 - eta_t (z_lr - z_0)) / (kappa sqrt(eta_t))``, the noise that z_t
+        must have, and ``sigma^2 = gamma^2 kappa^2 (eta_s / eta_t)(eta_t - eta_s)``::
+
+            z_s = z_0 + eta_s (z_lr - z_0) + sqrt(kappa^2 eta_s - sigma^2) M e + sigma M noise
+
+        gamma = 1 is the posterior q(z_s | z_t, z_0) of the jump (for neighbours: the ancestral
+        step), gamma = 0 is deterministic. Outside refined regions e is 0 by construction.
+        """
+        eta_t, eta_s = self._at(t, z_t), self._at(s, z_t)
+        kappa = self.schedule.kappa
+        residual = z_lr - z_0
+        e = (z_t - z_0 - eta_t * residual) / (kappa * eta_t.sqrt())
+        fresh = gamma**2 * (1 - eta_s / eta_t)  # share of the noise variance that is drawn anew
+        kept = kappa * (eta_s * (1 - fresh)).clamp_min(0).sqrt()
+        if not self.published_masking:
+            kept = self._masked(kept, refined)
+        drawn = self._masked(kappa * (eta_s * fresh).sqrt(), refined)
+        return z_0 + eta_s * residual + kept * e + drawn * noise
+
+    @staticmethod
+    def _masked(value: Tensor, refined: Refined | None) -> Tensor:
+        return value if refined is None else value * refined

@@ -1,0 +1,165 @@
+"""Axes: array axes of NIfTI, NRRD and MetaImage files to slices and back.
+
+Their arrays are indexed ``(i, j, k)`` with one affine. One axis runs through the slices; of the
+other two, the first becomes x and the second y. Nothing is flipped, so that the output's axes are
+the input's.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medqdm.errors import MedQDMError
+from medqdm.io.dicom_pixels import LOWEST_REAL_HU, fill
+from medqdm.volume import Source, Volume
+
+_SAME_SPACING = 1e-3  # relative
+
+
+class Lattice(NamedTuple):
+    """Voxels and affine as a file holds them.
+
+    Args:
+        voxels: ``(i, j, k)``.
+        affine: ``(4, 4)`` LPS mm.
+    """
+
+    voxels: NDArray[Any]
+    affine: NDArray[np.float64]
+
+
+def choose_slice_axis(spacing_mm: NDArray[Any], slice_axis: int | None, *, where: str) -> int:
+    """The axis that runs through the slices: the one whose spacing differs from the other two.
+
+    Args:
+        spacing_mm: of the three axes.
+        slice_axis: 0, 1 or 2 if the user said so.
+        where: what messages call the file.
+
+    Raises:
+        MedQDMError: the spacings do not tell.
+    """
+    if slice_axis is not None:
+        if slice_axis not in (0, 1, 2):
+            raise MedQDMError(f"--slice-axis: must be 0, 1 or 2, got {slice_axis}")
+        return slice_axis
+    others = ((1, 2), (0, 2), (0, 1))
+    odd = [
+        axis
+        for axis, (a, b) in enumerate(others)
+        if np.isclose(spacing_mm[a], spacing_mm[b], rtol=_SAME_SPACING, atol=0)
+    ]
+    if len(odd) != 1:
+        listing = " x ".join(f"{v:.4g}" for v in spacing_mm)
+        raise MedQDMError(
+            f"{where}: one axis must have a spacing of its own to be the slice axis, "
+            f"got {listing} mm; say which with --slice-axis 0, 1 or 2 (2 for axial NIfTI)"
+        )
+    return odd[0]
+
+
+def to_volume(lattice: Lattice, axis: int, *, source: Source) -> Volume:
+    """Slices along ``axis``, padding found and filled.
+
+    Args:
+        lattice: voxels in HU.
+        axis: the slice axis.
+        source: its ``headers`` must be a dict; ``slice_axis``, ``slice_step_mm`` and
+            ``padding_hu`` are added for the way back.
+    """
+    y, x = _in_plane(axis)
+    hu = np.ascontiguousarray(lattice.voxels.transpose(axis, y, x), dtype=np.float32)
+    padding, code = _take_padding_out(hu)
+    columns = lattice.affine[:3, :3].T
+    source.headers.update(slice_axis=axis, slice_step_mm=columns[axis], padding_hu=code)
+    return Volume(
+        hu=hu,
+        origins_mm=lattice.affine[:3, 3] + np.arange(len(hu))[:, None] * columns[axis],
+        x_step_mm=columns[x],
+        y_step_mm=columns[y],
+        padding=padding,
+        source=source,
+    )
+
+
+def to_lattice(source: Volume, volume: Volume) -> Lattice:
+    """The way back: voxels of ``volume`` rounded to int16 on the axes of ``source``'s file.
+
+    Args:
+        source: the volume as it was read, of any kind; a DICOM series becomes ``(x, y, z)``.
+        volume: the same slices with new pixels.
+
+    Raises:
+        MedQDMError: the slices are unevenly spaced.
+    """
+    own = source.source.headers if source.source.kind in ("nifti", "itk") else {}
+    axis = own.get("slice_axis", 2)
+    affine = volume.affine
+    if len(volume.hu) == 1 and "slice_step_mm" in own:
+        affine[:3, 2] = own["slice_step_mm"]
+    y, x = _in_plane(axis)
+    columns = np.empty((3, 3))
+    columns[x], columns[y], columns[axis] = affine[:3, :3].T
+    placed = np.eye(4)
+    placed[:3, :3], placed[:3, 3] = columns.T, affine[:3, 3]
+    voxels = _with_padding(source, volume)
+    limits = np.iinfo(np.int16)
+    voxels = np.rint(voxels).clip(limits.min, limits.max).astype(np.int16)
+    return Lattice(voxels.transpose(np.argsort((axis, y, x))), placed)
+
+
+def corners_mm(lattice_affine: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """``(1, 8, 3)`` outer corners of a lattice: what must not move when it is resampled."""
+    index = np.array(np.meshgrid(*[(-0.5, n - 0.5) for n in shape], indexing="ij"))
+    points = index.reshape(3, 8).T
+    corners: NDArray[np.float64] = points @ lattice_affine[:3, :3].T + lattice_affine[:3, 3]
+    return corners[None]
+
+
+def lattice_corners_mm(volume: Volume, source: Volume) -> NDArray[np.float64]:
+    """``(1, 8, 3)`` outer corners of the lattice that ``volume`` becomes in a file."""
+    lattice = to_lattice(source, volume)
+    return corners_mm(lattice.affine, lattice.voxels.shape)
+
+
+def value_warnings(hu: NDArray[np.float32]) -> tuple[str, ...]:
+    """What makes voxels doubtful as Hounsfield units."""
+    if hu.max() <= 1:
+        return (f"values reach only {hu.max():g}; they look normalised, not like HU",)
+    if hu.min() >= 0:
+        return (f"values start at {hu.min():g}; they look shifted, HU of air are near -1000",)
+    return ()
+
+
+def _in_plane(axis: int) -> tuple[int, int]:
+    x, y = (a for a in range(3) if a != axis)
+    return y, x
+
+
+def _take_padding_out(hu: NDArray[np.float32]) -> tuple[NDArray[np.bool_] | None, float | None]:
+    """Fill padding in place: slices whose four corners hold one value below -1024 HU."""
+    padding = np.zeros(hu.shape, dtype=bool)
+    code = None
+    for k, image in enumerate(hu):
+        corners = image[[0, 0, -1, -1], [0, -1, 0, -1]]
+        if corners[0] < LOWEST_REAL_HU and not np.ptp(corners):
+            padding[k] = image == corners[0]
+            hu[k] = fill(image, padding[k])
+            code = float(corners[0])
+    return (None, None) if code is None else (padding, code)
+
+
+def _with_padding(source: Volume, volume: Volume) -> NDArray[np.float32]:
+    if source.padding is None:
+        return volume.hu
+    ratio = volume.hu.shape[1] // source.hu.shape[1], volume.hu.shape[2] // source.hu.shape[2]
+    mask = source.padding.repeat(ratio[0], axis=1).repeat(ratio[1], axis=2)
+    return np.where(mask, np.float32(_padding_hu(source)), volume.hu)
+
+
+def _padding_hu(source: Volume) -> float:
+    """The padding code of a NIfTI or ITK file; for DICOM the lowest value that counts as HU."""
+    headers = source.source.headers
+    code = headers.get("padding_hu") if isinstance(headers, dict) else None
+    return LOWEST_REAL_HU if code is None else float(code)

@@ -1,0 +1,309 @@
+"""DICOM header of a derived CT slice: what is kept, made new, moved or removed, and why."""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+
+import numpy as np
+from pydicom import DataElement, Dataset
+from pydicom.datadict import dictionary_VR
+from pydicom.dataelem import RawDataElement
+from pydicom.sequence import Sequence
+from pydicom.tag import BaseTag
+from pydicom.uid import CTImageStorage
+from pydicom.valuerep import format_number_as_ds
+
+from medqdm.errors import MedQDMError
+from medqdm.io.dicom_pixels import padding_range, stored_range
+
+_SIGNATURES = {0x4FFE0001, 0xFFFAFFFA, 0x04000500}  # MAC parameters, signatures, encrypted content
+_WORD_BITS = 16
+_LARGEST_IS = 2**31 - 1
+
+# Statements about the scanner's step, station or object that are not true of this one, and values
+# counted from the old pixels.
+_REMOVED = (
+    "SeriesDescriptionCodeSequence", "OperatorsName", "OperatorIdentificationSequence",
+    "PerformingPhysicianName", "PerformingPhysicianIdentificationSequence",
+    "ReferencedPerformedProcedureStepSequence", "PerformedProcedureStepID",
+    "PerformedProcedureStepStartDate", "PerformedProcedureStepStartTime",
+    "PerformedProcedureStepEndDate", "PerformedProcedureStepEndTime",
+    "PerformedProcedureStepDescription", "PerformedProtocolCodeSequence",
+    "CommentsOnThePerformedProcedureStep", "InstanceCreatorUID", "SOPInstanceStatus",
+    "SOPAuthorizationDateTime", "SOPAuthorizationComment",
+    "AuthorizationEquipmentCertificationNumber", "InstanceCoercionDateTime", "QueryRetrieveView",
+    "ConversionSourceAttributesSequence", "PrivateDataElementCharacteristicsSequence",
+    "PixelAspectRatio", "ImagerPixelSpacing", "NumberOfFrames", "PlanarConfiguration",
+    "SmallestImagePixelValue", "LargestImagePixelValue", "SmallestPixelValueInSeries",
+    "LargestPixelValueInSeries", "SmallestValidPixelValue", "LargestValidPixelValue",
+    "IconImageSequence", "PixelData", "FloatPixelData", "DoubleFloatPixelData",
+    "ExtendedOffsetTable", "ExtendedOffsetTableLengths", "DataSetTrailingPadding",
+)  # fmt: skip
+
+# What names the scanner moves into its item of ContributingEquipmentSequence.
+_EQUIPMENT = (
+    "Manufacturer", "InstitutionName", "InstitutionAddress", "InstitutionalDepartmentName",
+    "StationName", "OperatorsName", "ManufacturerModelName", "DeviceSerialNumber",
+    "SoftwareVersions", "DeviceUID", "GantryID", "SpatialResolution", "DateOfLastCalibration",
+    "TimeOfLastCalibration",
+)  # fmt: skip
+_EQUIPMENT_STAYS_TOO = ("InstitutionName", "InstitutionAddress", "InstitutionalDepartmentName")
+
+# Type 2: must be there, may be empty.
+_PRESENT = (
+    "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime",
+    "ReferringPhysicianName", "StudyID", "AccessionNumber", "PositionReferenceIndicator",
+    "AcquisitionNumber", "KVP", "SliceThickness", "PatientPosition",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Derivation:
+    """What is the same for all slices of a derived series.
+
+    Args:
+        upscale: in-plane factor.
+        description: text for DerivationDescription, ASCII, no host names or paths.
+        software_version: of medqdm.
+        weights_id: names the weights, such as the start of their checksum.
+        series_instance_uid: of the new series.
+        frame_of_reference_uid: for sources that have none.
+        made_at: when the series was started, with its time zone.
+    """
+
+    upscale: int
+    description: str
+    software_version: str
+    weights_id: str
+    series_instance_uid: str
+    frame_of_reference_uid: str
+    made_at: datetime
+
+
+def derived_header(source: Dataset, derivation: Derivation, *, index: int) -> Dataset:
+    """The header of one new slice, without SOPInstanceUID, pixels and file meta.
+
+    Args:
+        source: header of the slice it comes from; it is left alone.
+        derivation: as above.
+        index: place of the slice in its series, from 0; the instance number where there is none.
+
+    Raises:
+        MedQDMError: the source belongs to no study.
+    """
+    if not source.get("StudyInstanceUID"):
+        raise MedQDMError(
+            "DICOM output: every source slice must have StudyInstanceUID, got none; "
+            "write NIfTI or NRRD instead"
+        )
+    out = copy.deepcopy(source)
+    _clean(out)
+    _describe_equipment(source, out, derivation)
+    for keyword in _REMOVED:
+        if keyword in out:
+            delattr(out, keyword)
+    _describe_series(source, out, derivation)
+    _describe_image(source, out, derivation, index)
+    _describe_derivation(source, out, derivation)
+    _resample_geometry(source, out, derivation.upscale)
+    _describe_pixels(source, out, derivation.upscale)
+    for keyword in _PRESENT:
+        if keyword not in out:
+            setattr(out, keyword, None)
+    return out
+
+
+def _clean(dataset: Dataset, *, nested: bool = False) -> None:
+    """Private elements and signatures go at every level, overlays and curves at the top."""
+    for tag in list(dataset.keys()):
+        if tag.is_private or tag in _SIGNATURES or tag.element == 0 or _is_graphics(tag, nested):
+            del dataset[tag]
+        elif _is_sequence(dataset, tag):
+            for item in dataset[tag].value:
+                _clean(item, nested=True)
+    if not nested and "Laterality" in dataset and not dataset.Laterality:
+        del dataset.Laterality
+
+
+def _is_graphics(tag: BaseTag, nested: bool) -> bool:
+    return not nested and (0x5000 <= tag.group <= 0x50FF or 0x6000 <= tag.group <= 0x60FF)
+
+
+def _is_sequence(dataset: Dataset, tag: BaseTag) -> bool:
+    """Looks at the undecoded element, so that values that are merely kept stay as they were."""
+    element = dataset.get_item(tag)
+    vr = element.VR if isinstance(element, DataElement | RawDataElement) else None
+    if vr is None:  # implicit VR
+        try:
+            vr = dictionary_VR(tag)
+        except KeyError:
+            return False
+    return bool(vr == "SQ")
+
+
+def _describe_equipment(source: Dataset, out: Dataset, derivation: Derivation) -> None:
+    """The scanner moves into ContributingEquipmentSequence, medqdm becomes the maker (C.12.1.1.5).
+
+    The scanner's SpatialResolution moves with it: it is not what the new pixels resolve.
+    """
+    item = Dataset()
+    for keyword in _EQUIPMENT:
+        if source.get(keyword):
+            item[keyword] = copy.deepcopy(source[keyword])
+        if keyword in out and keyword not in _EQUIPMENT_STAYS_TOO:
+            delattr(out, keyword)
+    earlier = list(source.get("ContributingEquipmentSequence") or [])
+    if len(item):
+        if "Manufacturer" not in item:
+            item.Manufacturer = "unknown"
+        was_derived = "DERIVED" in _image_type(source)[:1]
+        code = ("109102", "Processing Equipment") if was_derived else (
+            "109101", "Acquisition Equipment")  # fmt: skip
+        item.PurposeOfReferenceCodeSequence = Sequence([_code(*code)])
+        cleaned = [copy.deepcopy(e) for e in earlier]
+        for entry in cleaned:
+            _clean(entry, nested=True)
+        out.ContributingEquipmentSequence = Sequence([*cleaned, item])
+    out.Manufacturer = "medqdm"
+    out.ManufacturerModelName = "medqdm"
+    out.SoftwareVersions = [derivation.software_version[:64], f"weights {derivation.weights_id}"[:64]]
+
+
+def _describe_series(source: Dataset, out: Dataset, derivation: Derivation) -> None:
+    when = _local_time(source, derivation)
+    out.Modality = "CT"
+    out.SeriesInstanceUID = derivation.series_instance_uid
+    out.SeriesNumber = _series_number(source, derivation.upscale)
+    suffix = f" SRx{derivation.upscale} AI"
+    described = str(source.get("SeriesDescription") or "CT")
+    out.SeriesDescription = described[: 64 - len(suffix)].rstrip() + suffix
+    out.SeriesDate, out.SeriesTime = _date(when), _time(when)
+    if not out.get("FrameOfReferenceUID"):
+        out.FrameOfReferenceUID = derivation.frame_of_reference_uid
+
+
+def _series_number(source: Dataset, upscale: int) -> int:
+    """Another number than the source's, or old viewers interleave the two."""
+    try:
+        number = int(source.get("SeriesNumber") or 0)
+    except ValueError:
+        number = 0
+    wanted = number * 100 + upscale
+    return wanted if 0 <= wanted <= _LARGEST_IS else upscale
+
+
+def _describe_image(source: Dataset, out: Dataset, derivation: Derivation, index: int) -> None:
+    when = _local_time(source, derivation)
+    out.SOPClassUID = CTImageStorage
+    out.ImageType = ["DERIVED", "SECONDARY", "AXIAL", *_image_type(source)[3:]]
+    out.InstanceCreationDate = out.ContentDate = _date(when)
+    out.InstanceCreationTime = out.ContentTime = _time(when)
+    out.ContentQualification = "RESEARCH"
+    if not source.get("InstanceNumber"):
+        out.InstanceNumber = index + 1
+
+
+def _describe_derivation(source: Dataset, out: Dataset, derivation: Derivation) -> None:
+    before = str(source.get("DerivationDescription") or "")
+    text = f"{before}; {derivation.description}" if before else derivation.description
+    out.DerivationDescription = text[-1024:]
+    earlier = list(out.get("DerivationCodeSequence") or [])
+    out.DerivationCodeSequence = Sequence([*earlier, _code("113085", "Spatial resampling")])
+    uid = str(source.get("SOPInstanceUID") or "")
+    if not uid:  # a volume that was no DICOM has no instance to refer to
+        return
+    reference = _reference(source)
+    reference.PurposeOfReferenceCodeSequence = Sequence(
+        [_code("121322", "Source image for image processing operation")]
+    )
+    reference.SpatialLocationsPreserved = "NO"
+    out.SourceImageSequence = Sequence([*(out.get("SourceImageSequence") or []), reference])
+    series = Dataset()
+    series.SeriesInstanceUID = source.SeriesInstanceUID
+    series.ReferencedInstanceSequence = Sequence([_reference(source)])
+    others = [
+        item
+        for item in out.get("ReferencedSeriesSequence") or []
+        if item.get("SeriesInstanceUID") != source.SeriesInstanceUID
+    ]
+    out.ReferencedSeriesSequence = Sequence([*others, series])
+
+
+def _reference(source: Dataset) -> Dataset:
+    item = Dataset()
+    item.ReferencedSOPClassUID = source.SOPClassUID
+    item.ReferencedSOPInstanceUID = source.SOPInstanceUID
+    return item
+
+
+def _resample_geometry(source: Dataset, out: Dataset, upscale: int) -> None:
+    """Smaller pixels between the same outer edges: the first centre moves, the edges do not."""
+    spacing_y, spacing_x = (float(v) for v in source.PixelSpacing)
+    axes = np.array(source.ImageOrientationPatient, dtype=np.float64)
+    origin = np.array(source.ImagePositionPatient, dtype=np.float64)
+    ratio = 1 / upscale
+    origin += (axes[:3] * spacing_x + axes[3:] * spacing_y) * (ratio - 1) / 2
+    out.Rows, out.Columns = int(source.Rows) * upscale, int(source.Columns) * upscale
+    out.PixelSpacing = [format_number_as_ds(v * ratio) for v in (spacing_y, spacing_x)]
+    out.ImagePositionPatient = [format_number_as_ds(float(v)) for v in origin]
+
+
+def _describe_pixels(source: Dataset, out: Dataset, upscale: int) -> None:
+    """Slope, intercept and sign stay; words grow to 16 bits only if padding needs them."""
+    bits = max(12, int(source.BitsStored))
+    ends = padding_range(source)
+    low, high = stored_range(source)
+    if ends is not None and not (low <= ends[0] and ends[1] <= high):
+        bits = _WORD_BITS
+    out.SamplesPerPixel = 1
+    out.BitsAllocated, out.BitsStored, out.HighBit = _WORD_BITS, bits, bits - 1
+    out.RescaleType = "HU"
+    if ends is not None:
+        vr = "SS" if out.PixelRepresentation else "US"
+        value = int(padding_range_value(source))
+        for keyword, end in (
+            ("PixelPaddingValue", value),
+            ("PixelPaddingRangeLimit", ends[0] + ends[1] - value),
+        ):
+            if keyword in out:
+                out.add_new(keyword, vr, end)
+    if out.get("LossyImageCompression") == "01" and not out.get("LossyImageCompressionRatio"):
+        del out.LossyImageCompression  # never: replaced below
+        out.LossyImageCompression = "01"
+
+
+def _local_time(source: Dataset, derivation: Derivation) -> datetime:
+    """TimezoneOffsetFromUTC governs every time in the object, so new ones follow it."""
+    offset = str(source.get("TimezoneOffsetFromUTC") or "")
+    if len(offset) == 5 and offset[0] in "+-" and offset[1:].isdigit():
+        delta = timedelta(hours=int(offset[1:3]), minutes=int(offset[3:]))
+        zone = timezone(delta if offset[0] == "+" else -delta)
+        return derivation.made_at.astimezone(zone)
+    return derivation.made_at
+
+
+def _date(when: datetime) -> str:
+    return when.strftime("%Y%m%d")
+
+
+def _time(when: datetime) -> str:
+    return when.strftime("%H%M%S")
+
+
+def _image_type(source: Dataset) -> list[str]:
+    value = source.get("ImageType") or []
+    return [value] if isinstance(value, str) else [str(v) for v in value]
+
+
+def _code(value: str, meaning: str) -> Dataset:
+    item = Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, "DCM", meaning
+    return item
+
+
+def every_uid(header: Dataset) -> Iterator[str]:
+    """SOPInstanceUID and SeriesInstanceUID: what a new object must never share with its source."""
+    for keyword in ("SOPInstanceUID", "SeriesInstanceUID"):
+        if header.get(keyword):
+            yield str(header[keyword].value)

@@ -1,0 +1,195 @@
+"""Pixels: stored words of a CT slice to HU, with padding kept apart."""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import Dataset
+from pydicom.encaps import generate_frames
+from pydicom.pixels import pixel_array
+from pydicom.uid import RLELossless
+from scipy.ndimage import distance_transform_edt
+
+from medqdm.errors import MedQDMError
+
+AIR_HU = -1000.0
+LOWEST_REAL_HU = -1024.0  # no scanner measures less; what lies below is a code
+_NEEDED = ("Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresentation")
+_END_OF_IMAGE = b"\xff\xd9"  # JPEG, JPEG-LS and JPEG 2000 streams all end with it
+_WORD_BITS = 16
+
+
+class Pixels(NamedTuple):
+    """A slice in HU.
+
+    Args:
+        hu: ``(y, x)`` float32, padding filled with its nearest measured neighbour.
+        padding: ``(y, x)`` bool, True where the file holds padding.
+        undeclared: the stored padding value if the header is silent about it, else None.
+    """
+
+    hu: NDArray[np.float32]
+    padding: NDArray[np.bool_]
+    undeclared: int | None
+
+
+def to_hu(dataset: Dataset, *, where: str) -> Pixels:
+    """Decode one slice.
+
+    Args:
+        dataset: a CT dataset with PixelData.
+        where: what messages call it.
+
+    Raises:
+        MedQDMError: a tag that the values depend on is missing, or the pixels are damaged.
+    """
+    _check_tags(dataset, where)
+    words = _decode(dataset, where).astype(np.int32)
+    if dataset.PixelRepresentation:
+        words = words.astype(np.uint16).astype(np.int16).astype(np.int32)
+    stored = _keep_stored_bits(words, dataset)
+    hu = stored * float(dataset.RescaleSlope) + float(dataset.RescaleIntercept)
+    padding = _declared_padding(words, stored, dataset)
+    code = _undeclared_code(words, padding, dataset)
+    if code is not None:
+        padding = padding | (words == code)
+    return Pixels(fill(hu.astype(np.float32), padding), padding, code)
+
+
+def fill(hu: NDArray[np.float32], padding: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """HU ``(y, x)`` with padding replaced by the nearest measured value (air if there is none)."""
+    if not padding.any():
+        return hu
+    if padding.all():
+        return np.full_like(hu, AIR_HU)
+    nearest = distance_transform_edt(padding, return_distances=False, return_indices=True)
+    filled: NDArray[np.float32] = hu[tuple(nearest)]
+    return filled
+
+
+def stored_range(dataset: Dataset) -> tuple[int, int]:
+    """Smallest and largest stored value that BitsStored and PixelRepresentation can hold."""
+    bits = int(dataset.BitsStored)
+    if dataset.PixelRepresentation:
+        return -(1 << (bits - 1)), (1 << (bits - 1)) - 1
+    return 0, (1 << bits) - 1
+
+
+def padding_range(dataset: Dataset) -> tuple[int, int] | None:
+    """The declared padding values, lowest and highest, as stored values; None if undeclared.
+
+    The values may stand in the header with the wrong sign (63536 for -2000); the 16-bit pattern
+    counts.
+    """
+    value = dataset.get("PixelPaddingValue")
+    if value is None:
+        return None
+    limit = dataset.get("PixelPaddingRangeLimit")
+    ends = [_as_word(v, dataset) for v in (value, value if limit is None else limit)]
+    return min(ends), max(ends)
+
+
+def _as_word(value: object, dataset: Dataset) -> int:
+    if isinstance(value, bytes):  # undecoded because the VR was ambiguous
+        value = int.from_bytes(value[:2], "little")
+    word = int(value) & 0xFFFF  # type: ignore[call-overload]
+    return word - 0x10000 if dataset.PixelRepresentation and word & 0x8000 else word
+
+
+def _check_tags(dataset: Dataset, where: str) -> None:
+    missing = [t for t in (*_NEEDED, "RescaleSlope", "RescaleIntercept") if dataset.get(t) is None]
+    if missing:
+        raise MedQDMError(
+            f"{where}: a CT slice must have {missing[0]}, got none; HU cannot be known without it, "
+            "export the series again"
+        )
+    if dataset.get("SamplesPerPixel", 1) != 1 or dataset.BitsAllocated not in (8, _WORD_BITS):
+        raise MedQDMError(
+            f"{where}: pixels must be one sample of 16 bits, got "
+            f"{dataset.get('SamplesPerPixel', 1)} of {dataset.BitsAllocated}; "
+            "this is no CT in Hounsfield units"
+        )
+    kind = str(dataset.get("RescaleType", None) or "HU").strip()
+    if kind not in ("HU", "US"):  # US is what GDCM writes for an absent type
+        raise MedQDMError(
+            f"{where}: RescaleType must be HU, got {kind}; only Hounsfield units can be enhanced"
+        )
+
+
+def _decode(dataset: Dataset, where: str) -> NDArray[np.integer]:
+    syntax = dataset.file_meta.TransferSyntaxUID
+    _check_length(dataset, where)
+    try:
+        words = pixel_array(dataset, raw=True)
+    except Exception as error:  # noqa: BLE001  (each decoder has exceptions of its own)
+        raise MedQDMError(
+            f"{where}: pixels must be readable, got {type(error).__name__} from the decoder of "
+            f"{syntax.name}; the file is damaged or of a kind that no installed decoder reads "
+            "(gdcmconv --raw makes it readable)"
+        ) from None
+    shape = (int(dataset.Rows), int(dataset.Columns))
+    if words.shape != shape:
+        raise MedQDMError(
+            f"{where}: pixels must have the shape {shape} of the header, got {words.shape}; "
+            "the file is damaged or multi-frame"
+        )
+    return words
+
+
+def _check_length(dataset: Dataset, where: str) -> None:
+    """Cut files are refused: some decoders fill the rest with invented values."""
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if not syntax.is_compressed or syntax.is_deflated:
+        expected = int(dataset.Rows) * int(dataset.Columns) * int(dataset.BitsAllocated) // 8
+        whole = len(dataset.PixelData) >= expected
+    elif syntax == RLELossless:
+        whole = True  # its decoder checks the length
+    else:
+        try:
+            frames = list(generate_frames(dataset.PixelData, number_of_frames=1))
+        except (ValueError, EOFError):
+            frames = []
+        whole = bool(frames) and _END_OF_IMAGE in frames[0][-64:]
+    if not whole:
+        raise MedQDMError(
+            f"{where}: a CT file must hold all its pixels, got a truncated file; "
+            "copy it again, or take it out of the series"
+        )
+
+
+def _keep_stored_bits(words: NDArray[np.int32], dataset: Dataset) -> NDArray[np.int32]:
+    """Stored values without what may hide in unused high bits, signed where the header says so."""
+    bits = int(dataset.BitsStored)
+    shift = 0
+    if not dataset.file_meta.TransferSyntaxUID.is_compressed:
+        shift = max(0, int(dataset.get("HighBit", bits - 1)) + 1 - bits)
+    stored = (words >> shift) & ((1 << bits) - 1)
+    if dataset.PixelRepresentation:
+        sign = 1 << (bits - 1)
+        stored = (stored ^ sign) - sign
+    return stored
+
+
+def _declared_padding(
+    words: NDArray[np.int32], stored: NDArray[np.int32], dataset: Dataset
+) -> NDArray[np.bool_]:
+    ends = padding_range(dataset)
+    if ends is None:
+        return np.zeros(stored.shape, dtype=bool)
+    low, high = stored_range(dataset)
+    # a code outside of BitsStored shows in the whole words only
+    values = stored if low <= ends[0] and ends[1] <= high else words
+    return (values >= ends[0]) & (values <= ends[1])
+
+
+def _undeclared_code(
+    words: NDArray[np.int32], padding: NDArray[np.bool_], dataset: Dataset
+) -> int | None:
+    """The padding value that the header is silent about: all corners hold it, below -1024 HU."""
+    code = int(words[0, 0])
+    if padding[0, 0] or np.ptp(words[[0, 0, -1, -1], [0, -1, 0, -1]]):
+        return None
+    low, high = stored_range(dataset)
+    value = code if low <= code <= high else int(np.int16(np.uint16(code & 0xFFFF)))
+    hu = value * float(dataset.RescaleSlope) + float(dataset.RescaleIntercept)
+    return code if hu < LOWEST_REAL_HU else None

@@ -1,0 +1,100 @@
+"""NRRD and MetaImage through SimpleITK, whose world is LPS already."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk  # noqa: N813  (its usual name)
+
+from medqdm.errors import MedQDMError
+from medqdm.io.axes import (
+    Lattice,
+    choose_slice_axis,
+    corners_mm,
+    lattice_corners_mm,
+    to_lattice,
+    to_volume,
+    value_warnings,
+)
+from medqdm.io.whole import whole_file
+from medqdm.volume import Source, Volume, check_same_edges
+
+_SINGLE_FILE = (".nrrd", ".mha")
+_ABOUT_THE_FILE = ("ITK_", "NRRD_")  # keys that describe the lattice or the encoding read
+
+
+def read_itk(path: Path, *, slice_axis: int | None = None) -> Volume:
+    """Read a three-dimensional NRRD or MetaImage file with HU in it.
+
+    Args:
+        path: ``.nrrd``, ``.nhdr``, ``.mha`` or ``.mhd``.
+        slice_axis: the index axis that runs through the slices (0 = first in the file); None: the
+            one with a spacing of its own.
+
+    Raises:
+        MedQDMError: damaged, not one three-dimensional volume, or the slice axis is not clear.
+    """
+    try:
+        image = sitk.ReadImage(str(path))
+    except RuntimeError:
+        raise MedQDMError(
+            f"{path.name}: must be a whole NRRD or MetaImage file, got one that cannot be read; "
+            "it is damaged or its data file is missing"
+        ) from None
+    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
+        raise MedQDMError(
+            f"{path.name}: must be one three-dimensional volume of single numbers, got size "
+            f"{image.GetSize()} with {image.GetNumberOfComponentsPerPixel()} value(s) each; "
+            "save each volume as a file of its own"
+        )
+    voxels = sitk.GetArrayFromImage(image).astype(np.float32).transpose(2, 1, 0)
+    axis = choose_slice_axis(np.array(image.GetSpacing()), slice_axis, where=path.name)
+    keys = (k for k in image.GetMetaDataKeys() if not k.startswith(_ABOUT_THE_FILE))
+    metadata = {"metadata": {key: image.GetMetaData(key) for key in keys}}
+    source = Source("itk", path.name, metadata, value_warnings(voxels))
+    return to_volume(Lattice(voxels, _affine(image)), axis, source=source)
+
+
+def write_itk(source: Volume, volume: Volume, path: Path, *, overwrite: bool = False) -> None:
+    """Write a volume as int16 NRRD or MetaImage, whole or not at all.
+
+    Args:
+        source: the volume as it was read; its metadata and padding are carried on.
+        volume: the same slices with new pixels.
+        path: ``.nrrd`` or ``.mha``.
+        overwrite: whether an existing file may be replaced.
+
+    Raises:
+        MedQDMError: uneven slices, an outer edge that would move, or the file exists.
+    """
+    if path.suffix.lower() not in _SINGLE_FILE:
+        raise MedQDMError(
+            f"{path.name}: the output must end in .nrrd or .mha, got {path.suffix or 'no ending'}; "
+            "formats with a separate data file cannot appear whole"
+        )
+    lattice = to_lattice(source, volume)
+    image = sitk.GetImageFromArray(lattice.voxels.transpose(2, 1, 0))
+    steps = lattice.affine[:3, :3]
+    spacing = np.linalg.norm(steps, axis=0)
+    image.SetSpacing(spacing.tolist())
+    image.SetDirection((steps / spacing).ravel().tolist())
+    image.SetOrigin(lattice.affine[:3, 3].tolist())
+    if source.source.kind == "itk":
+        for key, value in source.source.headers["metadata"].items():
+            image.SetMetaData(key, value)
+    with whole_file(path, overwrite=overwrite) as partial:
+        sitk.WriteImage(image, str(partial), useCompression=True)
+        written = sitk.ReadImage(str(partial))
+        check_same_edges(
+            lattice_corners_mm(source, source),
+            corners_mm(_affine(written), written.GetSize()),
+            where=path.name,
+        )
+
+
+def _affine(image: Any) -> Any:
+    affine = np.eye(4)
+    direction = np.array(image.GetDirection()).reshape(3, 3)
+    affine[:3, :3] = direction * np.array(image.GetSpacing())
+    affine[:3, 3] = image.GetOrigin()
+    return affine

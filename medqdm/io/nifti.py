@@ -1,0 +1,162 @@
+"""NIfTI: reading and writing; the only place where LPS meets RAS."""
+
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+from zlib import error as ZlibError  # noqa: N812  (an exception class in lower case)
+
+import nibabel
+import numpy as np
+from nibabel.affines import voxel_sizes
+from nibabel.filebasedimages import ImageFileError
+from numpy.typing import NDArray
+
+from medqdm.errors import MedQDMError
+from medqdm.io.axes import (
+    Lattice,
+    choose_slice_axis,
+    corners_mm,
+    lattice_corners_mm,
+    to_lattice,
+    to_volume,
+    value_warnings,
+)
+from medqdm.io.whole import whole_file
+from medqdm.volume import Source, Volume, check_same_edges
+
+_LPS_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # its own inverse
+_SCANNER = 1  # NIFTI_XFORM_SCANNER_ANAT
+
+
+def read_nifti(path: Path, *, slice_axis: int | None = None) -> Volume:
+    """Read a three-dimensional NIfTI file with HU in it.
+
+    Args:
+        path: ``.nii`` or ``.nii.gz``.
+        slice_axis: the array axis that runs through the slices; None: the one with a spacing of
+            its own.
+
+    Raises:
+        MedQDMError: damaged, not three-dimensional, not in mm, or the slice axis is not clear.
+    """
+    image, voxels = _load(path)
+    header = image.header
+    warnings = value_warnings(voxels)
+    if not (int(header["sform_code"]) or int(header["qform_code"])):
+        warnings += ("qform and sform are unset; the place in the patient is a guess",)
+    affine = _LPS_RAS @ np.asarray(image.affine, dtype=np.float64)
+    axis = choose_slice_axis(voxel_sizes(affine), slice_axis, where=path.name)
+    source = Source("nifti", path.name, {"header": header.copy()}, warnings)
+    return to_volume(Lattice(voxels, affine), axis, source=source)
+
+
+def _load(path: Path) -> tuple[Any, NDArray[np.float32]]:
+    try:
+        image = nibabel.load(path)
+        shape = image.shape
+        if image.get_data_dtype().names is None:
+            voxels = np.asarray(image.dataobj, dtype=np.float32)
+    except (ImageFileError, OSError, EOFError, ValueError, ZlibError) as error:
+        raise MedQDMError(
+            f"{path.name}: must be a whole NIfTI file, got {type(error).__name__} on reading it; "
+            "it is damaged, copy it again"
+        ) from None
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) != 3 or image.get_data_dtype().names is not None:
+        raise MedQDMError(
+            f"{path.name}: must be one three-dimensional volume of numbers, got shape "
+            f"{image.shape} of {image.get_data_dtype()}; save each volume as a file of its own"
+        )
+    unit = image.header.get_xyzt_units()[0]
+    if unit not in ("mm", "unknown"):
+        raise MedQDMError(f"{path.name}: lengths must be in mm, got {unit}; convert the file first")
+    if not np.isfinite(image.affine).all() or min(voxel_sizes(image.affine)) <= 0:
+        raise MedQDMError(
+            f"{path.name}: the affine must be finite with steps above 0, got a damaged one; "
+            "repair its header"
+        )
+    return image, voxels.reshape(shape)
+
+
+def write_nifti(source: Volume, volume: Volume, path: Path, *, overwrite: bool = False) -> None:
+    """Write a volume as int16 NIfTI, whole or not at all.
+
+    Args:
+        source: the volume as it was read; its header, form codes and padding are carried on.
+        volume: the same slices with new pixels.
+        path: ``.nii`` or ``.nii.gz``.
+        overwrite: whether an existing file may be replaced.
+
+    Raises:
+        MedQDMError: uneven slices, an outer edge that would move, or the file exists.
+    """
+    lattice = to_lattice(source, volume)
+    image = _image(source, lattice)
+    with whole_file(path, overwrite=overwrite) as partial:
+        nibabel.save(image, partial)
+        written = nibabel.load(partial)
+        check_same_edges(
+            lattice_corners_mm(source, source),
+            corners_mm(_LPS_RAS @ written.affine, written.shape),
+            where=path.name,
+        )
+
+
+def _image(source: Volume, lattice: Lattice) -> Any:
+    own = source.source.headers["header"] if source.source.kind == "nifti" else None
+    header = nibabel.Nifti1Header() if own is None else own.copy()
+    affine = _LPS_RAS @ lattice.affine
+    kind = nibabel.Nifti2Image if isinstance(header, nibabel.Nifti2Header) else nibabel.Nifti1Image
+    header.set_data_dtype(np.int16)
+    image = kind(np.ascontiguousarray(lattice.voxels), affine, header)
+    image.header.set_slope_inter(1, 0)
+    image.header.set_xyzt_units("mm", None if own is None else own.get_xyzt_units()[1])
+    image.header["descrip"] = f"medqdm {_version()}, derived by AI super-resolution".encode()
+    image.header["cal_min"] = image.header["cal_max"] = 0
+    _set_forms(image, own, affine, lattice.voxels.shape)
+    return image
+
+
+def _set_forms(
+    image: Any, own: Any, affine: NDArray[np.float64], shape: tuple[int, ...]
+) -> None:
+    """Both forms with the source's codes; each keeps what it said, on the new lattice.
+
+    A qform cannot hold shear: its code becomes 0 then, or some readers would take the rotation
+    that it holds instead.
+    """
+    if own is None:
+        sform, qform, sform_code, qform_code = affine, affine, _SCANNER, _SCANNER
+    else:
+        ratio = np.array(own.get_data_shape()[:3]) / shape
+        sform, qform = (_rescaled(form, ratio) for form in (own.get_sform(), own.get_qform()))
+        sform_code, qform_code = int(own["sform_code"]), int(own["qform_code"])
+        if not sform_code:
+            sform = affine
+        if not qform_code:
+            qform = affine
+    if _is_sheared(sform) and sform_code:
+        qform_code = 0
+    image.set_sform(sform, sform_code)
+    image.set_qform(qform, qform_code)
+
+
+def _rescaled(affine: NDArray[Any], ratio: NDArray[Any]) -> NDArray[np.float64]:
+    """The affine of the same outer edges with each step multiplied by ``ratio``."""
+    scaled = np.array(affine, dtype=np.float64)
+    scaled[:3, :3] *= ratio
+    scaled[:3, 3] += affine[:3, :3] @ ((ratio - 1) / 2)
+    return scaled
+
+
+def _is_sheared(affine: NDArray[Any]) -> bool:
+    unit = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    return bool(np.abs(unit.T @ unit - np.eye(3)).max() > 1e-4)
+
+
+def _version() -> str:
+    try:
+        return version("medqdm")
+    except PackageNotFoundError:  # a source tree that was never installed
+        return "unknown"

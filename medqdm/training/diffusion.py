@@ -1,0 +1,138 @@
+"""Stage two: the two-stream transformer on frozen latents (Eq. 6 and 7 of arXiv:2503.12015)."""
+
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from medqdm import metrics
+from medqdm.config import Task
+from medqdm.engine import Engine
+from medqdm.models.perceptual import PerceptualDistance
+from medqdm.models.windows import WindowIndex
+from medqdm.training.optimizer import check_finite, make_optimizer
+
+# Share of the samples of a batch that see the task's s, and s = 0; the rest draws s up to 2 s.
+TASK_THRESHOLD_SHARE, ZERO_THRESHOLD_SHARE = 0.7, 0.15
+
+
+class DiffusionModule(pl.LightningModule):
+    """Trains the QDM of an engine; the autoencoder stays frozen.
+
+    Args:
+        task: its ``training.diffusion`` section says how.
+        engine: networks and process.
+        perceptual: LPIPS, when ``perceptual_weight`` is above 0.
+    """
+
+    def __init__(self, task: Task, engine: Engine, perceptual: PerceptualDistance | None) -> None:
+        super().__init__()
+        self.task = task
+        self.settings = task.training.diffusion
+        self.engine = engine
+        self.perceptual = perceptual
+        engine.autoencoder.requires_grad_(False)
+
+    def draw_thresholds(self, count: int, device: torch.device) -> Float[Tensor, " b"]:
+        """A quadtree threshold per sample: mostly s, some 0, some uniform in [0, 2 s]."""
+        if self.settings.mask_training == "none":
+            return torch.full((count,), -1.0, device=device)  # below any range: all cells refined
+        s = self.task.quadtree.threshold
+        kind = torch.rand(count, device=device)
+        thresholds = 2 * s * torch.rand(count, device=device)
+        thresholds[kind < TASK_THRESHOLD_SHARE + ZERO_THRESHOLD_SHARE] = 0
+        thresholds[kind < TASK_THRESHOLD_SHARE] = s
+        return thresholds
+
+    def training_step(self, batch: dict[str, Any], _batch_idx: int) -> Tensor:
+        """Eq. 6: each stream's squared error of z_0, the downstream's where refined."""
+        hr, lr = batch["hr"], batch["lr"]
+        engine = self.engine
+        with torch.no_grad():
+            z_0 = engine.encode(hr)
+            z_lr = engine.encode(engine.upsample(lr))
+        height, width = z_0.shape[-2:]
+        tree = engine.quadtree(lr, self.draw_thresholds(len(lr), lr.device))
+        refined = tree.at(height, width)[:, None]
+        t = torch.randint(engine.process.schedule.num_steps, (len(lr),), device=lr.device)
+        z_t = engine.process.diffuse(z_0, z_lr, t, torch.randn_like(z_0), refined)
+        up, down = self._streams(z_t, t, lr, z_lr, refined)
+        loss_up = ((up - z_0) ** 2).mean()
+        squared = (down - z_0) ** 2 * refined
+        loss_down = squared.sum() / (refined.sum() * z_0.shape[1]).clamp_min(1)
+        loss = self.settings.upstream_weight * loss_up + self.settings.downstream_weight * loss_down
+        self.log_dict({"train/upstream": loss_up, "train/downstream": loss_down,
+                       "train/density": tree.density.mean()})  # fmt: skip
+        if self.perceptual is not None:
+            lpips = self.perceptual(engine.decode(torch.where(refined, down, up)), hr).mean()
+            loss = loss + self.settings.perceptual_weight * lpips
+            self.log("train/lpips", lpips)
+        check_finite(loss, batch)
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def _streams(
+        self,
+        z_t: Float[Tensor, "b c h w"],
+        t: Int[Tensor, " b"],
+        lr: Float[Tensor, "b 1 hl wl"],
+        z_lr: Float[Tensor, "b c h w"],
+        refined: Bool[Tensor, "b 1 h w"],
+    ) -> tuple[Tensor, Tensor]:
+        engine = self.engine
+        windows = WindowIndex(refined[:, 0, ::2, ::2])
+        scaled = engine.process.scale_input(z_t, t, refined)
+        up, down = engine.qdm.streams(scaled, t, engine.condition(lr), windows)
+        base = z_lr if self.task.transformer.prediction == "residual" else torch.zeros_like(z_lr)
+        return up.float() + base, down.float() + base
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """PSNR, SSIM and HU error of whole slices, sampled in masked mode, beside bicubic."""
+        hr, lr = batch["hr"], batch["lr"]
+        generator = torch.Generator().manual_seed(self.task.training.seed)
+        size = [s // self.engine.autoencoder.compression for s in hr.shape[-2:]]
+        shape = (len(hr), self.task.autoencoder.latent_channels, *size)
+        enhanced = self.engine.enhance(
+            lr, lambda _k: torch.randn(shape, generator=generator).to(lr.device)
+        )
+        up = self.engine.upsample(lr)
+        window = self.task.hu_window
+        for name, images in (("", enhanced.sr), ("_bicubic", up)):
+            pairs = [
+                (window.denormalize(a[0].cpu().numpy()), window.denormalize(b[0].cpu().numpy()))
+                for a, b in zip(images, hr, strict=True)
+            ]
+            values = {
+                f"validation/psnr{name}": [metrics.psnr_db(a, b, window) for a, b in pairs],
+                f"validation/ssim{name}": [metrics.ssim(a, b, window) for a, b in pairs],
+                f"validation/mae_hu{name}": [metrics.mae_hu(a, b) for a, b in pairs],
+            }
+            self.log_dict(
+                {key: float(np.mean(value)) for key, value in values.items()},
+                prog_bar=name == "",
+                sync_dist=True,
+                batch_size=len(hr),
+            )
+        self.log("validation/density", enhanced.refined.float().mean(), sync_dist=True,
+                 batch_size=len(hr))  # fmt: skip
+        if batch_idx == 0:
+            self._log_picture(torch.cat([up[:1], enhanced.sr[:1], hr[:1]], dim=3))
+
+    def _log_picture(self, picture: Tensor) -> None:
+        for logger in self.loggers:
+            if isinstance(logger, pl.loggers.TensorBoardLogger):
+                logger.experiment.add_image(
+                    "validation/bicubic_sr_hr", picture[0] / 2 + 0.5, self.global_step
+                )
+
+    def configure_optimizers(self) -> Any:
+        """AdamW over the transformer."""
+        return make_optimizer(
+            self.engine.qdm.parameters(),
+            self.settings.learning_rate,
+            self.settings.steps,
+            self.task.training,
+        )

@@ -1,0 +1,252 @@
+"""A training run: stage one, stage two, export; the same command resumes it."""
+
+import logging
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import yaml
+from pytorch_lightning.callbacks import (
+    EMAWeightAveraging,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    RichProgressBar,
+)
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from torch import nn
+
+from medqdm import __version__, checkpoint
+from medqdm.config import Task
+from medqdm.data import SliceDataModule
+from medqdm.engine import Engine, autocast, is_bf16_fast
+from medqdm.errors import MedQDMError
+from medqdm.models.autoencoder import KLAutoencoder
+from medqdm.models.perceptual import PerceptualDistance, load_perceptual
+from medqdm.training.autoencoder import AutoencoderModule
+from medqdm.training.diffusion import DiffusionModule
+
+WEIGHTS = "weights.safetensors"
+AUTOENCODER_WEIGHTS = "autoencoder.safetensors"
+SCALE_SLICES = 64  # HR slices over which the latents' variance is measured
+
+log = logging.getLogger(__name__)
+
+
+def train(task: Task, data: Path, out: Path, *, autoencoder: Path | None = None) -> Path:
+    """Train a task, or go on where an earlier call with the same folder stopped.
+
+    Args:
+        task: what to train.
+        data: folder of volumes, one patient per sub-folder or file.
+        out: run folder; a new one, or that of the same task to resume.
+        autoencoder: medqdm weights whose KL-VAE is taken instead of training stage one.
+
+    Returns:
+        The exported weights, ``OUT/weights.safetensors``.
+
+    Raises:
+        MedQDMError: the data, the run folder or the autoencoder do not fit.
+    """
+    open_run(task, out)
+    pl.seed_everything(task.training.seed, workers=True, verbose=False)
+    if not (out / AUTOENCODER_WEIGHTS).is_file():
+        if autoencoder is not None:
+            _adopt_autoencoder(task, autoencoder, out)
+        else:
+            _train_autoencoder(task, data, out)
+    return _train_diffusion(task, data, out)
+
+
+def open_run(task: Task, out: Path) -> None:
+    """Create a run folder with ``task.yaml``, or check that it is a run of the same task.
+
+    Raises:
+        MedQDMError: the folder holds something else, or a run of another task.
+    """
+    settings = yaml.safe_dump(task.model_dump(mode="json"), sort_keys=False)
+    file = out / "task.yaml"
+    if file.is_file():
+        if file.read_text(encoding="utf-8") != settings:
+            raise MedQDMError(
+                f"{out}: a run can only be resumed with its own task, got other settings than its "
+                "task.yaml; choose another --out, or the settings of that file"
+            )
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise MedQDMError(
+            f"{out}: --out must be a new folder or a run to resume, got something else; "
+            "choose another"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    file.write_text(settings, encoding="utf-8")
+
+
+def _train_autoencoder(task: Task, data: Path, out: Path) -> None:
+    network = checkpoint.build_autoencoder(task).to(memory_format=torch.channels_last)
+    settings = task.training.autoencoder
+    module = AutoencoderModule(task, network, _perceptual(settings.perceptual_weight))
+    source = SliceDataModule(task, data, "autoencoder")
+    record = _fit(task, module, source, out / "autoencoder", settings.steps)
+    scale = measure_latent_scale(network, source, task)
+    task = _with_latent_scale(task, scale)
+    _export(task, network, None, {"autoencoder": record}, out / AUTOENCODER_WEIGHTS)
+
+
+def _adopt_autoencoder(task: Task, weights: Path, out: Path) -> None:
+    loaded = checkpoint.load(weights)
+    mine = task.autoencoder.model_copy(update={"latent_scale": None})
+    theirs = loaded.task.autoencoder.model_copy(update={"latent_scale": None})
+    if mine != theirs or task.hu_window != loaded.task.hu_window:
+        raise MedQDMError(
+            f"{weights}: its KL-VAE must have the task's autoencoder and window settings, got "
+            f"channels {theirs.channels} and window {loaded.task.hu_window}; train stage one anew"
+        )
+    record = {"autoencoder": loaded.record.get("autoencoder", {})}
+    task = _with_latent_scale(task, loaded.task.autoencoder.latent_scale or 1.0)
+    _export(task, loaded.autoencoder, None, record, out / AUTOENCODER_WEIGHTS)
+
+
+def _train_diffusion(task: Task, data: Path, out: Path) -> Path:
+    stage_one = checkpoint.load(out / AUTOENCODER_WEIGHTS)
+    task = _with_latent_scale(task, stage_one.task.autoencoder.latent_scale or 1.0)
+    network = stage_one.autoencoder.to(memory_format=torch.channels_last)
+    engine = Engine(task, network, checkpoint.build_qdm(task))
+    settings = task.training.diffusion
+    module = DiffusionModule(task, engine, _perceptual(settings.perceptual_weight))
+    source = SliceDataModule(task, data, "diffusion")
+    record = _fit(task, module, source, out / "diffusion", settings.steps)
+    _export(task, network, engine.qdm, {**stage_one.record, "diffusion": record}, out / WEIGHTS)
+    return out / WEIGHTS
+
+
+def _perceptual(weight: float) -> PerceptualDistance | None:
+    return load_perceptual() if weight > 0 else None
+
+
+def _with_latent_scale(task: Task, scale: float) -> Task:
+    section = task.autoencoder.model_copy(update={"latent_scale": scale})
+    return task.model_copy(update={"autoencoder": section})
+
+
+def _fit(
+    task: Task, module: pl.LightningModule, source: SliceDataModule, folder: Path, steps: int
+) -> dict[str, Any]:
+    """Fit one stage from its last checkpoint, if it has one; the module ends with EMA weights."""
+    settings = task.training
+    last = folder / "checkpoints" / "last.ckpt"
+    trainer = pl.Trainer(
+        max_steps=steps,
+        max_epochs=-1,
+        accelerator=settings.accelerator,
+        devices=settings.devices,
+        strategy=_strategy(settings.strategy, settings.accelerator),
+        precision=_lightning_precision(task),
+        accumulate_grad_batches=settings.accumulate,
+        gradient_clip_val=settings.gradient_clip or None,
+        val_check_interval=settings.validate_every * settings.accumulate,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        log_every_n_steps=min(10, settings.validate_every),
+        enable_model_summary=False,
+        default_root_dir=folder,
+        use_distributed_sampler=False,
+        logger=[
+            TensorBoardLogger(folder, name=None, version="tensorboard"),
+            CSVLogger(folder, name=None, version="csv"),
+        ],
+        callbacks=[
+            EMAWeightAveraging(decay=settings.ema_decay),
+            ModelCheckpoint(
+                dirpath=last.parent,
+                every_n_train_steps=settings.checkpoint_every,
+                save_last=True,
+                save_top_k=1,
+                enable_version_counter=False,
+            ),
+            LearningRateMonitor("step"),
+            RichProgressBar(),
+        ],
+    )
+    began = time.monotonic()
+    if steps > 0:
+        trainer.fit(module, source, ckpt_path=last if last.is_file() else None, weights_only=True)
+        if trainer.interrupted:
+            raise KeyboardInterrupt
+        trainer.save_checkpoint(last)
+    return {
+        "steps": trainer.global_step,
+        "seconds_of_last_run": round(time.monotonic() - began, 1),
+        "batch_size": source.batch_size,
+        "seed": settings.seed,
+        "precision": str(trainer.precision),
+        "medqdm": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        **source.record(),
+        "validation": {
+            key.removeprefix("validation/"): round(float(value), 5)
+            for key, value in trainer.callback_metrics.items()
+            if key.startswith("validation/")
+        },
+    }
+
+
+def _strategy(name: str, accelerator: str) -> Any:
+    if name != "ddp":
+        return name
+    on_gpu = accelerator != "cpu" and torch.cuda.is_available()
+    return pl.strategies.DDPStrategy(
+        process_group_backend="nccl" if on_gpu else "gloo",
+        # a batch without any refined window leaves the downstream out
+        find_unused_parameters=True,
+    )
+
+
+def _lightning_precision(task: Task) -> str:
+    settings = task.training
+    on_gpu = settings.accelerator != "cpu" and torch.cuda.is_available()
+    fast = is_bf16_fast(torch.device("cuda" if on_gpu else "cpu"))
+    bf16 = settings.precision == "bf16" or (settings.precision == "auto" and fast)
+    return "bf16-mixed" if bf16 else "32-true"
+
+
+@torch.no_grad()
+def measure_latent_scale(network: KLAutoencoder, source: SliceDataModule, task: Task) -> float:
+    """The multiplier that gives the latents of training slices unit variance.
+
+    Args:
+        network: the trained KL-VAE.
+        source: where the slices come from.
+        task: precision and window.
+    """
+    device = next(network.parameters()).device
+    network.eval()
+    squares, count = 0.0, 0
+    with autocast(device, task.training.precision):
+        for hr in source.sample_hr(SCALE_SLICES):
+            z = network.encode(hr[None].to(device)).double()
+            squares += float((z**2).sum())
+            count += z.numel()
+    scale = (squares / count) ** -0.5
+    log.info("latent_scale measured over %d slices: %.5f", SCALE_SLICES, scale)
+    return round(scale, 6)
+
+
+def _export(
+    task: Task, autoencoder: nn.Module, qdm: nn.Module | None, record: dict[str, Any], path: Path
+) -> None:
+    if pl.utilities.rank_zero_only.rank == 0:
+        checkpoint.save(
+            path,
+            task=task,
+            autoencoder_state=autoencoder.state_dict(),
+            qdm_state=qdm.state_dict() if qdm is not None else None,
+            record=record,
+            # stage two goes on from the KL-VAE, the export is what users keep
+            dtype="float32" if qdm is None else "float16",
+        )
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()

@@ -1,0 +1,114 @@
+import math
+
+import pytest
+import torch
+
+from medqdm.diffusion.process import Process
+from medqdm.diffusion.schedule import Schedule
+
+SCHEDULE = Schedule(num_steps=15, kappa=2.0, min_noise_level=0.04, max_sqrt_eta=0.99, power=0.3)
+PROCESS = Process(SCHEDULE, published_masking=False)
+
+
+def latents(*, seed: int = 0) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(torch.randn(2, 3, 8, 8, generator=generator) for _ in range(4))
+
+
+def index(t: int) -> torch.Tensor:
+    return torch.full((2,), t)
+
+
+def posterior_by_product(
+    z_t: float, z_0: float, z_lr: float, t: int, s: int
+) -> tuple[float, float]:
+    """q(z_s | z_t, z_0) as a product of two Gaussian densities in z_s, on a fine grid."""
+    eta_t, eta_s, kappa = float(SCHEDULE.eta[t]), float(SCHEDULE.eta[s]), SCHEDULE.kappa
+    e = z_lr - z_0
+    grid = torch.linspace(-20, 20, 400_001, dtype=torch.float64)
+    prior = -((grid - (z_0 + eta_s * e)) ** 2) / (2 * kappa**2 * eta_s)
+    likelihood = -((z_t - (grid + (eta_t - eta_s) * e)) ** 2) / (2 * kappa**2 * (eta_t - eta_s))
+    density = torch.softmax(prior + likelihood, dim=0)
+    mean = (density * grid).sum()
+    return float(mean), float((density * (grid - mean) ** 2).sum())
+
+
+@pytest.mark.parametrize(("t", "s"), [(14, 13), (14, 9), (9, 5), (5, 0), (1, 0)])
+def test_ancestral_jump_is_the_posterior(t: int, s: int) -> None:
+    z_t, z_0, z_lr = 0.7, -0.4, 0.3
+    mean, variance = posterior_by_product(z_t, z_0, z_lr, t, s)
+
+    def jump(noise: float) -> float:
+        full = [torch.full((1, 1, 1, 1), value) for value in (z_t, z_0, z_lr, noise)]
+        one = torch.tensor([t]), torch.tensor([s])
+        out = PROCESS.jump(*full[:3], t=one[0], s=one[1], gamma=1.0, noise=full[3])
+        return float(out)
+
+    assert jump(0.0) == pytest.approx(mean, abs=1e-4)
+    assert (jump(1.0) - jump(0.0)) ** 2 == pytest.approx(variance, rel=1e-3)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0])
+def test_jump_keeps_the_marginal(gamma: float) -> None:
+    generator = torch.Generator().manual_seed(1)
+    z_0, z_lr = torch.full((1, 1, 1, 1), 0.4), torch.full((1, 1, 1, 1), -0.6)
+    noise = torch.randn(200_000, 1, 1, 2, generator=generator)
+    many = z_0.expand(len(noise), 1, 1, 1), z_lr.expand(len(noise), 1, 1, 1)
+    t, s = torch.full((len(noise),), 9), torch.full((len(noise),), 4)
+    z_t = PROCESS.diffuse(*many, t, noise[..., :1])
+    z_s = PROCESS.jump(z_t, *many, t=t, s=s, gamma=gamma, noise=noise[..., 1:])
+    eta = float(SCHEDULE.eta[4])
+    assert float(z_s.mean()) == pytest.approx(0.4 + eta * -1.0, abs=0.01)
+    assert float(z_s.std()) == pytest.approx(SCHEDULE.kappa * math.sqrt(eta), rel=0.01)
+
+
+def test_jump_to_the_end_returns_the_prediction() -> None:
+    z_t, z_0, z_lr, noise = latents()
+    out = PROCESS.jump(z_t, z_0, z_lr, t=index(3), s=index(-1), gamma=1.0, noise=noise)
+    torch.testing.assert_close(out, z_0, atol=0, rtol=0)
+
+
+def test_deterministic_jump_ignores_the_noise() -> None:
+    z_t, z_0, z_lr, noise = latents()
+    a, b = (
+        PROCESS.jump(z_t, z_0, z_lr, t=index(9), s=index(4), gamma=0.0, noise=n)
+        for n in (noise, 3 * noise)
+    )
+    torch.testing.assert_close(a, b, atol=0, rtol=0)
+
+
+def test_a_map_of_indices_equals_an_index_per_image() -> None:
+    z_t, z_0, z_lr, noise = latents()
+    t = torch.tensor([9, 3])
+    s = torch.tensor([4, 1])
+    by_image = PROCESS.jump(z_t, z_0, z_lr, t=t, s=s, gamma=0.7, noise=noise)
+    maps = [i[:, None, None, None].expand(2, 1, 8, 8) for i in (t, s)]
+    by_map = PROCESS.jump(z_t, z_0, z_lr, t=maps[0], s=maps[1], gamma=0.7, noise=noise)
+    torch.testing.assert_close(by_image, by_map)
+
+
+def test_unrefined_regions_carry_no_noise_and_no_stale_residual() -> None:
+    z_t, z_0, z_lr, noise = latents()
+    refined = torch.zeros(2, 1, 8, 8, dtype=torch.bool)
+    refined[..., :4] = True
+    out = PROCESS.jump(
+        z_t, z_0, z_lr, t=index(9), s=index(4), gamma=1.0, noise=noise, refined=refined
+    )
+    expected = z_0 + float(SCHEDULE.eta[4]) * (z_lr - z_0)
+    torch.testing.assert_close(out[..., 4:], expected[..., 4:])
+    assert not torch.allclose(out[..., :4], expected[..., :4])
+    torch.testing.assert_close(PROCESS.prior(z_lr, noise, refined)[..., 4:], z_lr[..., 4:])
+    diffused = PROCESS.diffuse(z_0, z_lr, index(4), noise, refined)
+    torch.testing.assert_close(diffused[..., 4:], expected[..., 4:])
+
+
+def test_input_scale_follows_the_mask_unless_published() -> None:
+    z_t = latents()[0]
+    refined = torch.zeros(2, 1, 8, 8, dtype=torch.bool)
+    refined[..., :4] = True
+    scaled = PROCESS.scale_input(z_t, index(9), refined)
+    torch.testing.assert_close(scaled[..., 4:], z_t[..., 4:])
+    factor = (4 * float(SCHEDULE.eta[9]) + 1) ** 0.5
+    torch.testing.assert_close(scaled[..., :4] * factor, z_t[..., :4])
+    published = Process(SCHEDULE, published_masking=True).scale_input(z_t, index(9), refined)
+    torch.testing.assert_close(published * factor, z_t)
