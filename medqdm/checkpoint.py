@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from medqdm.config import Task, parse_task
@@ -144,7 +145,7 @@ def save(
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        save_file(tensors, draft, metadata=metadata)
+        draft.write_bytes(to_bytes(tensors, metadata=metadata))  # save_file makes it 0600
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
@@ -171,7 +172,9 @@ def load(path: Path) -> Checkpoint:
         )
     try:
         settings, record = json.loads(metadata["task"]), json.loads(metadata["record"])
-    except (KeyError, json.JSONDecodeError):
+        if not (isinstance(settings, dict) and isinstance(record, dict)):
+            raise TypeError("not a mapping")
+    except (KeyError, TypeError, json.JSONDecodeError):
         raise _damaged(path.name) from None
     task = parse_task(settings, where=path.name)
     states: dict[str, dict[str, Tensor]] = {"autoencoder": {}, "qdm": {}}
@@ -274,7 +277,9 @@ def _build(
     _check(build, task, state, where=where)
     with torch.device("meta"):  # no time for a random start that is replaced at once
         network = build(task)
-    network.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
+    # Copied out of the file: memory that is aligned otherwise rounds otherwise.
+    owned = {name: value.to(torch.float32, copy=True) for name, value in state.items()}
+    network.load_state_dict(owned, assign=True)
     return network.eval()
 
 
@@ -305,7 +310,8 @@ def _read_published(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as arrays:
                 return _plain({name: torch.from_numpy(arrays[name]) for name in arrays})
-        return _plain(torch.load(path, map_location="cpu", weights_only=True))
+        with warnings.catch_warnings(action="ignore"):  # torch's, on files that it then refuses
+            return _plain(torch.load(path, map_location="cpu", weights_only=True))
     except (
         pickle.UnpicklingError,
         zipfile.BadZipFile,

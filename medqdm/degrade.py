@@ -23,6 +23,7 @@ from medqdm.config import DegradationSection
 ResizeMode = Literal["area", "bilinear", "bicubic"]
 _LARGEST_SEED = 2**31 - 1
 _CUT_OFF_RAD = (np.pi / 3, np.pi)
+_SMALLEST_SIGMA_PX = 1e-3  # a range may start at 0: the kernel is a single 1 there
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ def kernel(params: DegradationParams) -> Float[Tensor, "k k"]:
 
 def _gaussian(x: Tensor, y: Tensor, params: DegradationParams) -> Tensor:
     cos, sin = np.cos(params.rotation_rad), np.sin(params.rotation_rad)
-    first, second = params.sigma_px
+    first, second = (max(sigma, _SMALLEST_SIGMA_PX) for sigma in params.sigma_px)
     along, across = cos * x + sin * y, cos * y - sin * x
     return torch.exp(-((along / first) ** 2 + (across / second) ** 2) / 2)
 

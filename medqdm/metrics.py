@@ -36,6 +36,12 @@ def ssim(sr_hu: Image, hr_hu: Image, window: Window, mask: Mask | None = None) -
         window: both are clipped to it first; its width is the data range.
         mask: pixels over which the similarity map is averaged; None means all.
     """
+    similarity = ssim_map(sr_hu, hr_hu, window)
+    return float(similarity[mask].mean() if mask is not None else similarity.mean())
+
+
+def ssim_map(sr_hu: Image, hr_hu: Image, window: Window) -> NDArray[np.float64]:
+    """The (y, x) map that ``ssim`` averages, for several masks of one slice; same arguments."""
     _, similarity = structural_similarity(
         window.clip(hr_hu).astype(np.float64),
         window.clip(sr_hu).astype(np.float64),
@@ -45,7 +51,7 @@ def ssim(sr_hu: Image, hr_hu: Image, window: Window, mask: Mask | None = None) -
         use_sample_covariance=False,
         full=True,
     )
-    return float(similarity[mask].mean() if mask is not None else similarity.mean())
+    return np.asarray(similarity)
 
 
 def mae_hu(sr_hu: Image, hr_hu: Image, mask: Mask | None = None) -> float:

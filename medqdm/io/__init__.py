@@ -4,6 +4,7 @@ from pathlib import Path
 
 from medqdm.errors import MedQDMError
 from medqdm.io.dicom_read import read_dicom
+from medqdm.io.dicom_write import WriteReport, write_series
 from medqdm.io.formats import ITK_ENDINGS, NIFTI_ENDINGS, has_ending
 from medqdm.io.inventory import Inventory, SeriesSummary, find_series, take_inventory
 from medqdm.io.itk import read_itk, write_itk
@@ -13,10 +14,12 @@ from medqdm.volume import Volume
 __all__ = [
     "Inventory",
     "SeriesSummary",
+    "WriteReport",
     "find_series",
     "read",
     "take_inventory",
     "write",
+    "write_series",
 ]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medqdm.errors import MedQDMError
-from medqdm.io.dicom_pixels import LOWEST_REAL_HU, fill
+from medqdm.io.padding import LOWEST_REAL_HU, fill, find_undeclared
 from medqdm.volume import Source, Volume
 
 _SAME_SPACING = 1e-3  # relative
@@ -138,15 +138,14 @@ def _in_plane(axis: int) -> tuple[int, int]:
 
 
 def _take_padding_out(hu: NDArray[np.float32]) -> tuple[NDArray[np.bool_] | None, float | None]:
-    """Fill padding in place: slices whose four corners hold one value below -1024 HU."""
+    """Fill undeclared padding in place; its mask and its value in the file."""
     padding = np.zeros(hu.shape, dtype=bool)
     code = None
     for k, image in enumerate(hu):
-        corners = image[[0, 0, -1, -1], [0, -1, 0, -1]]
-        if corners[0] < LOWEST_REAL_HU and not np.ptp(corners):
-            padding[k] = image == corners[0]
-            hu[k] = fill(image, padding[k])
-            code = float(corners[0])
+        found = find_undeclared(image)
+        if found is not None:
+            padding[k], code = found, float(image[0, 0])
+            hu[k] = fill(image, found)
     return (None, None) if code is None else (padding, code)
 
 

@@ -1,7 +1,6 @@
 """DICOM header of a derived CT slice: what is kept, made new, moved or removed, and why."""
 
 import copy
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 
@@ -15,7 +14,7 @@ from pydicom.uid import CTImageStorage
 from pydicom.valuerep import format_number_as_ds
 
 from medqdm.errors import MedQDMError
-from medqdm.io.dicom_pixels import padding_range, stored_range
+from medqdm.io.dicom_pixels import padding_ends, stored_range
 
 _SIGNATURES = {0x4FFE0001, 0xFFFAFFFA, 0x04000500}  # MAC parameters, signatures, encrypted content
 _WORD_BITS = 16
@@ -98,6 +97,8 @@ def derived_header(source: Dataset, derivation: Derivation, *, index: int) -> Da
             "write NIfTI or NRRD instead"
         )
     out = copy.deepcopy(source)
+    if source.original_encoding[1] is False:
+        _to_little_endian(out)
     _clean(out)
     _describe_equipment(source, out, derivation)
     for keyword in _REMOVED:
@@ -107,11 +108,18 @@ def derived_header(source: Dataset, derivation: Derivation, *, index: int) -> Da
     _describe_image(source, out, derivation, index)
     _describe_derivation(source, out, derivation)
     _resample_geometry(source, out, derivation.upscale)
-    _describe_pixels(source, out, derivation.upscale)
+    _describe_pixels(source, out)
     for keyword in _PRESENT:
         if keyword not in out:
             setattr(out, keyword, None)
     return out
+
+
+def _to_little_endian(dataset: Dataset) -> None:
+    for element in dataset.iterall():  # decodes numbers; only opaque words need a swap
+        if element.VR == "OW" and isinstance(element.value, bytes):
+            element.value = np.frombuffer(element.value, ">u2").astype("<u2").tobytes()
+    dataset.set_original_encoding(False, True, dataset.original_character_set)
 
 
 def _clean(dataset: Dataset, *, nested: bool = False) -> None:
@@ -122,8 +130,6 @@ def _clean(dataset: Dataset, *, nested: bool = False) -> None:
         elif _is_sequence(dataset, tag):
             for item in dataset[tag].value:
                 _clean(item, nested=True)
-    if not nested and "Laterality" in dataset and not dataset.Laterality:
-        del dataset.Laterality
 
 
 def _is_graphics(tag: BaseTag, nested: bool) -> bool:
@@ -167,7 +173,8 @@ def _describe_equipment(source: Dataset, out: Dataset, derivation: Derivation) -
         out.ContributingEquipmentSequence = Sequence([*cleaned, item])
     out.Manufacturer = "medqdm"
     out.ManufacturerModelName = "medqdm"
-    out.SoftwareVersions = [derivation.software_version[:64], f"weights {derivation.weights_id}"[:64]]
+    weights = f"weights {derivation.weights_id}"
+    out.SoftwareVersions = [derivation.software_version[:64], weights[:64]]
 
 
 def _describe_series(source: Dataset, out: Dataset, derivation: Derivation) -> None:
@@ -179,6 +186,8 @@ def _describe_series(source: Dataset, out: Dataset, derivation: Derivation) -> N
     described = str(source.get("SeriesDescription") or "CT")
     out.SeriesDescription = described[: 64 - len(suffix)].rstrip() + suffix
     out.SeriesDate, out.SeriesTime = _date(when), _time(when)
+    if not (out.get("BodyPartExamined") or "Laterality" in out):
+        out.Laterality = None  # type 2C: empty means unknown, absent means unpaired
     if not out.get("FrameOfReferenceUID"):
         out.FrameOfReferenceUID = derivation.frame_of_reference_uid
 
@@ -249,28 +258,22 @@ def _resample_geometry(source: Dataset, out: Dataset, upscale: int) -> None:
     out.ImagePositionPatient = [format_number_as_ds(float(v)) for v in origin]
 
 
-def _describe_pixels(source: Dataset, out: Dataset, upscale: int) -> None:
+def _describe_pixels(source: Dataset, out: Dataset) -> None:
     """Slope, intercept and sign stay; words grow to 16 bits only if padding needs them."""
     bits = max(12, int(source.BitsStored))
-    ends = padding_range(source)
+    padding = padding_ends(source)
     low, high = stored_range(source)
-    if ends is not None and not (low <= ends[0] and ends[1] <= high):
+    if padding is not None and not (low <= min(padding) and max(padding) <= high):
         bits = _WORD_BITS
     out.SamplesPerPixel = 1
     out.BitsAllocated, out.BitsStored, out.HighBit = _WORD_BITS, bits, bits - 1
     out.RescaleType = "HU"
-    if ends is not None:
+    if padding is not None:
         vr = "SS" if out.PixelRepresentation else "US"
-        value = int(padding_range_value(source))
-        for keyword, end in (
-            ("PixelPaddingValue", value),
-            ("PixelPaddingRangeLimit", ends[0] + ends[1] - value),
-        ):
+        keywords = ("PixelPaddingValue", "PixelPaddingRangeLimit")
+        for keyword, value in zip(keywords, padding, strict=True):
             if keyword in out:
-                out.add_new(keyword, vr, end)
-    if out.get("LossyImageCompression") == "01" and not out.get("LossyImageCompressionRatio"):
-        del out.LossyImageCompression  # never: replaced below
-        out.LossyImageCompression = "01"
+                out.add_new(keyword, vr, value)
 
 
 def _local_time(source: Dataset, derivation: Derivation) -> datetime:
@@ -300,10 +303,3 @@ def _code(value: str, meaning: str) -> Dataset:
     item = Dataset()
     item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, "DCM", meaning
     return item
-
-
-def every_uid(header: Dataset) -> Iterator[str]:
-    """SOPInstanceUID and SeriesInstanceUID: what a new object must never share with its source."""
-    for keyword in ("SOPInstanceUID", "SeriesInstanceUID"):
-        if header.get(keyword):
-            yield str(header[keyword].value)

@@ -8,12 +8,10 @@ from pydicom import Dataset
 from pydicom.encaps import generate_frames
 from pydicom.pixels import pixel_array
 from pydicom.uid import RLELossless
-from scipy.ndimage import distance_transform_edt
 
 from medqdm.errors import MedQDMError
+from medqdm.io.padding import fill, find_undeclared
 
-AIR_HU = -1000.0
-LOWEST_REAL_HU = -1024.0  # no scanner measures less; what lies below is a code
 _NEEDED = ("Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresentation")
 _END_OF_IMAGE = b"\xff\xd9"  # JPEG, JPEG-LS and JPEG 2000 streams all end with it
 _WORD_BITS = 16
@@ -50,21 +48,11 @@ def to_hu(dataset: Dataset, *, where: str) -> Pixels:
     stored = _keep_stored_bits(words, dataset)
     hu = stored * float(dataset.RescaleSlope) + float(dataset.RescaleIntercept)
     padding = _declared_padding(words, stored, dataset)
-    code = _undeclared_code(words, padding, dataset)
-    if code is not None:
-        padding = padding | (words == code)
-    return Pixels(fill(hu.astype(np.float32), padding), padding, code)
-
-
-def fill(hu: NDArray[np.float32], padding: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """HU ``(y, x)`` with padding replaced by the nearest measured value (air if there is none)."""
-    if not padding.any():
-        return hu
-    if padding.all():
-        return np.full_like(hu, AIR_HU)
-    nearest = distance_transform_edt(padding, return_distances=False, return_indices=True)
-    filled: NDArray[np.float32] = hu[tuple(nearest)]
-    return filled
+    undeclared = None if padding[0, 0] else find_undeclared(_widest_hu(words, dataset))
+    if undeclared is None:
+        return Pixels(fill(hu.astype(np.float32), padding), padding, None)
+    padding |= undeclared
+    return Pixels(fill(hu.astype(np.float32), padding), padding, int(words[0, 0]))
 
 
 def stored_range(dataset: Dataset) -> tuple[int, int]:
@@ -75,18 +63,17 @@ def stored_range(dataset: Dataset) -> tuple[int, int]:
     return 0, (1 << bits) - 1
 
 
-def padding_range(dataset: Dataset) -> tuple[int, int] | None:
-    """The declared padding values, lowest and highest, as stored values; None if undeclared.
+def padding_ends(dataset: Dataset) -> tuple[int, int] | None:
+    """PixelPaddingValue and PixelPaddingRangeLimit as stored values; None if undeclared.
 
-    The values may stand in the header with the wrong sign (63536 for -2000); the 16-bit pattern
-    counts.
+    Without a limit both are the value. Either may be the larger one. They may stand in the header
+    with the wrong sign (63536 for -2000); the 16-bit pattern counts.
     """
     value = dataset.get("PixelPaddingValue")
     if value is None:
         return None
     limit = dataset.get("PixelPaddingRangeLimit")
-    ends = [_as_word(v, dataset) for v in (value, value if limit is None else limit)]
-    return min(ends), max(ends)
+    return _as_word(value, dataset), _as_word(value if limit is None else limit, dataset)
 
 
 def _as_word(value: object, dataset: Dataset) -> int:
@@ -121,11 +108,11 @@ def _decode(dataset: Dataset, where: str) -> NDArray[np.integer]:
     _check_length(dataset, where)
     try:
         words = pixel_array(dataset, raw=True)
-    except Exception as error:  # noqa: BLE001  (each decoder has exceptions of its own)
+    except Exception as error:
         raise MedQDMError(
             f"{where}: pixels must be readable, got {type(error).__name__} from the decoder of "
-            f"{syntax.name}; the file is damaged or of a kind that no installed decoder reads "
-            "(gdcmconv --raw makes it readable)"
+            f"{syntax.name}; the file is damaged, or no installed decoder reads it: convert it to "
+            "Explicit VR Little Endian with another tool"
         ) from None
     shape = (int(dataset.Rows), int(dataset.Columns))
     if words.shape != shape:
@@ -173,23 +160,18 @@ def _keep_stored_bits(words: NDArray[np.int32], dataset: Dataset) -> NDArray[np.
 def _declared_padding(
     words: NDArray[np.int32], stored: NDArray[np.int32], dataset: Dataset
 ) -> NDArray[np.bool_]:
-    ends = padding_range(dataset)
+    ends = padding_ends(dataset)
     if ends is None:
         return np.zeros(stored.shape, dtype=bool)
     low, high = stored_range(dataset)
     # a code outside of BitsStored shows in the whole words only
-    values = stored if low <= ends[0] and ends[1] <= high else words
-    return (values >= ends[0]) & (values <= ends[1])
+    values = stored if low <= min(ends) and max(ends) <= high else words
+    return (values >= min(ends)) & (values <= max(ends))
 
 
-def _undeclared_code(
-    words: NDArray[np.int32], padding: NDArray[np.bool_], dataset: Dataset
-) -> int | None:
-    """The padding value that the header is silent about: all corners hold it, below -1024 HU."""
-    code = int(words[0, 0])
-    if padding[0, 0] or np.ptp(words[[0, 0, -1, -1], [0, -1, 0, -1]]):
-        return None
+def _widest_hu(words: NDArray[np.int32], dataset: Dataset) -> NDArray[np.float64]:
+    """HU with words outside of BitsStored read as 16 bits with sign, as padding codes are meant."""
     low, high = stored_range(dataset)
-    value = code if low <= code <= high else int(np.int16(np.uint16(code & 0xFFFF)))
-    hu = value * float(dataset.RescaleSlope) + float(dataset.RescaleIntercept)
-    return code if hu < LOWEST_REAL_HU else None
+    outside = (words < low) | (words > high)
+    values = np.where(outside, words.astype(np.uint16).astype(np.int16), words)
+    return values * float(dataset.RescaleSlope) + float(dataset.RescaleIntercept)

@@ -163,9 +163,9 @@ def _check_geometry(item: Slice) -> None:
 
 
 def _drop_duplicates(slices: list[Slice], warnings: list[str]) -> list[Slice]:
-    """One file of each SOPInstanceUID; two with other pixels under one UID contradict each other."""
+    """One file of each SOPInstanceUID; other pixels under the same UID are a contradiction."""
     by_uid: dict[str, list[Slice]] = defaultdict(list)
-    nameless = []
+    nameless: list[Slice] = []
     for item in slices:
         uid = str(item.header.get("SOPInstanceUID", "") or "")
         (by_uid[uid] if uid else nameless).append(item)
@@ -184,12 +184,12 @@ def _drop_duplicates(slices: list[Slice], warnings: list[str]) -> list[Slice]:
 
 
 def _content(item: Slice) -> tuple[bytes, str]:
-    pixels = read_whole(item.path).PixelData
-    return bytes(pixels), str(item.header.ImagePositionPatient)
+    pixels = to_hu(read_whole(item.path), where=item.path.name)
+    return pixels.hu.tobytes(), str(item.header.ImagePositionPatient)
 
 
 def _keep_largest_stack(slices: list[Slice], warnings: list[str], label: str) -> list[Slice]:
-    """The parallel slices of one matrix and spacing that are most; scouts often hide in a series."""
+    """The largest group of slices on one kind of grid; scouts often hide in a series."""
     stacks: list[list[Slice]] = []
     for item in slices:
         for stack in stacks:
@@ -230,9 +230,7 @@ def heights_mm(slices: list[Slice]) -> NDArray[np.float64]:
     return origins @ np.cross(axes[:3], axes[3:])
 
 
-def _check_one_slice_a_place(
-    slices: list[Slice], heights: NDArray[np.float64], label: str
-) -> None:
+def _check_one_slice_a_place(slices: list[Slice], heights: NDArray[np.float64], label: str) -> None:
     shared = int(np.count_nonzero(np.diff(heights) < POSITION_TOLERANCE_MM))
     if shared:
         numbers = Counter(str(s.header.get("AcquisitionNumber", "none")) for s in slices)
@@ -260,7 +258,7 @@ def _spacing_warnings(heights: NDArray[np.float64]) -> list[str]:
 
 
 def _steps(header: Dataset) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """x and y step vectors in mm; PixelSpacing names the distance of rows first."""
+    """X and y step vectors in mm; PixelSpacing names the distance of rows first."""
     axes = np.array(header.ImageOrientationPatient, dtype=np.float64)
     spacing_y, spacing_x = (float(v) for v in header.PixelSpacing)
     return axes[:3] * spacing_x, axes[3:] * spacing_y

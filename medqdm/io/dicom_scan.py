@@ -101,9 +101,7 @@ def _files(path: Path) -> list[Path]:
         raise MedQDMError(f"{path}: must be a CT series, got nothing there; check the path")
     if path.is_file():
         return _dicomdir_files(path) if path.name.upper() == "DICOMDIR" else [path]
-    return sorted(
-        Path(folder) / name for folder, _, names in os.walk(path) for name in names
-    )
+    return sorted(Path(folder) / name for folder, _, names in os.walk(path) for name in names)
 
 
 def _dicomdir_files(path: Path) -> list[Path]:
@@ -133,10 +131,12 @@ def _probe(file: Path) -> Slice | str:
     if header is None:
         return "not DICOM"
     sop_class = UID(str(header.get("SOPClassUID", "")))
-    if sop_class == CTImageStorage:
-        if not header.get("SeriesInstanceUID"):
-            return "CT without SeriesInstanceUID"
-        return Slice(file, header)
+    if sop_class != CTImageStorage:
+        return _name_of_class(sop_class)
+    return Slice(file, header) if header.get("SeriesInstanceUID") else "CT without series UID"
+
+
+def _name_of_class(sop_class: UID) -> str:
     if sop_class == MediaStorageDirectoryStorage:
         return "DICOMDIR"
     if sop_class in _ENHANCED:

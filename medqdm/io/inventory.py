@@ -126,13 +126,14 @@ def _summarize_series(uid: str, slices: Sequence[Slice]) -> SeriesSummary:
 
 def _summarize_file(path: Path) -> SeriesSummary:
     kind = "nifti" if has_ending(path, NIFTI_ENDINGS) else "itk"
+    problem = None
     try:
         size, spacing = _nifti_lattice(path) if kind == "nifti" else _itk_lattice(path)
+        if len(size) != 3:
+            problem = f"{path.name}: has {len(size)} dimensions, not 3"
     except (ImageFileError, OSError, EOFError, ValueError, RuntimeError):
-        size, spacing, problem = (), (), f"{path.name}: cannot be read"
-    else:
-        problem = None if len(size) == 3 else f"{path.name}: has {len(size)} dimensions, not 3"
-    if problem:
+        problem = f"{path.name}: cannot be read"
+    if problem is not None:
         return SeriesSummary(kind, path, None, 0, (0, 0), (0.0, 0.0, 0.0), (), problem)
     return SeriesSummary(
         kind, path, None, size[2], (size[1], size[0]), (spacing[2], spacing[1], spacing[0])

@@ -118,9 +118,7 @@ def _image(source: Volume, lattice: Lattice) -> Any:
     return image
 
 
-def _set_forms(
-    image: Any, own: Any, affine: NDArray[np.float64], shape: tuple[int, ...]
-) -> None:
+def _set_forms(image: Any, own: Any, affine: NDArray[np.float64], shape: tuple[int, ...]) -> None:
     """Both forms with the source's codes; each keeps what it said, on the new lattice.
 
     A qform cannot hold shear: its code becomes 0 then, or some readers would take the rotation

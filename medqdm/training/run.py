@@ -20,7 +20,7 @@ from torch import nn
 
 from medqdm import __version__, checkpoint
 from medqdm.config import Task
-from medqdm.data import SliceDataModule
+from medqdm.data import SliceDataModule, load_slices
 from medqdm.engine import Engine, autocast, is_bf16_fast
 from medqdm.errors import MedQDMError
 from medqdm.models.autoencoder import KLAutoencoder
@@ -186,12 +186,22 @@ def _fit(
         "torch": torch.__version__,
         "python": platform.python_version(),
         **source.record(),
+        "lr_spacing_mm": _lr_spacing_mm(source, task),
         "validation": {
             key.removeprefix("validation/"): round(float(value), 5)
             for key, value in trainer.callback_metrics.items()
             if key.startswith("validation/")
         },
     }
+
+
+def _lr_spacing_mm(source: SliceDataModule, task: Task) -> list[float]:
+    """Smallest and largest LR pixel spacing that the training slices have."""
+    spacings = [
+        load_slices(patient, task.slice_px).spacing_mm for patient in source.train_patients
+    ]
+    low, high = min(s.min() for s in spacings), max(s.max() for s in spacings)
+    return [round(float(low) * task.upscale, 4), round(float(high) * task.upscale, 4)]
 
 
 def _strategy(name: str, accelerator: str) -> Any:

@@ -1,0 +1,177 @@
+"""Samples: MONAI transforms from a patient's slice to HR and LR, and the data sets of them."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from monai.transforms import (
+    Compose,
+    EnsureTyped,
+    MapTransform,
+    RandFlipd,
+    RandSpatialCropd,
+    Transform,
+)
+from torch.utils.data import Dataset
+
+from medqdm.config import Task
+from medqdm.data.slices import Patient, load_slices, sample_seed
+from medqdm.degrade import DegradationParams, DegradeD
+from medqdm.errors import MedQDMError
+from medqdm.window import Window
+
+Stage = Literal["autoencoder", "diffusion"]
+_STAGES = ("autoencoder", "diffusion")
+
+
+class LoadSliceD(Transform):  # type: ignore[misc]  # MONAI is untyped
+    """``{"patient": Patient, "slice": int}`` to HR HU ``(1, px, px)``, by way of the RAM cache.
+
+    Args:
+        slice_px: side of a slice.
+    """
+
+    def __init__(self, slice_px: int) -> None:
+        self.slice_px = slice_px
+
+    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """The sample with ``hr`` in HU, ``spacing_mm`` (mean of y and x) and the patient's name."""
+        patient, index = data["patient"], data["slice"]
+        slices = load_slices(patient, self.slice_px)
+        return {
+            "hr": torch.from_numpy(slices.hu[index].astype(np.float32))[None],
+            "patient": patient.name,
+            "slice": index,
+            "spacing_mm": float(slices.spacing_mm[index].mean()),
+        }
+
+
+class WindowD(MapTransform):  # type: ignore[misc]  # MONAI is untyped
+    """HU to [-1, 1], clipped.
+
+    Args:
+        keys: images in HU.
+        window: the task's.
+    """
+
+    def __init__(self, keys: Sequence[str], window: Window) -> None:
+        super().__init__(keys)
+        self.window = window
+
+    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """The sample with its images in [-1, 1]."""
+        sample = dict(data)
+        for key in self.key_iterator(sample):
+            sample[key] = self.window.normalize(sample[key])
+        return sample
+
+
+def train_transforms(task: Task, stage: Stage) -> Compose:
+    """``{"patient", "slice"}`` to a training sample: load, window, crop, flip, degrade.
+
+    Args:
+        task: sizes, window and ``degradation``.
+        stage: whose crop size.
+
+    Raises:
+        MedQDMError: the crop does not divide into LR pixels and latents.
+    """
+    crop = _crop_px(task, stage)
+    cropping = [RandSpatialCropd("hr", (crop, crop), random_size=False)]
+    return Compose(
+        [
+            LoadSliceD(task.slice_px),
+            WindowD(["hr"], task.hu_window),
+            *(cropping if crop < task.slice_px else []),
+            RandFlipd("hr", prob=0.5, spatial_axis=1),
+            DegradeD(task.degradation, upscale=task.upscale),
+            EnsureTyped(["hr", "lr"], track_meta=False),
+        ]
+    )
+
+
+def evaluation_transforms(task: Task) -> Compose:
+    """``{"patient", "slice"}`` to a whole slice with ``test_degradation``."""
+    return Compose(
+        [
+            LoadSliceD(task.slice_px),
+            WindowD(["hr"], task.hu_window),
+            DegradeD(task.test_degradation, upscale=task.upscale),
+            EnsureTyped(["hr", "lr"], track_meta=False),
+        ]
+    )
+
+
+def _crop_px(task: Task, stage: Stage) -> int:
+    crop = getattr(task.training, stage).crop_px or task.slice_px
+    unit = math.lcm(task.upscale, task.autoencoder.compression)
+    if crop % unit:
+        raise MedQDMError(
+            f"training.{stage}.crop_px: must be a multiple of {unit}, got {crop}; "
+            f"take {max(unit, crop // unit * unit)}"
+        )
+    return int(min(crop, task.slice_px))
+
+
+class TrainingSlices(Dataset[dict[str, Any]]):
+    """Sample ``i`` is a function of the seed, the stage and ``i`` alone; there is no end.
+
+    Patients are drawn with equal probability, then slices, so a long scan does not outweigh the
+    others.
+
+    Args:
+        task: settings.
+        stage: whose crop size.
+        patients: the training patients.
+    """
+
+    def __init__(self, task: Task, stage: Stage, patients: Sequence[Patient]) -> None:
+        self.slice_px = task.slice_px
+        self.patients = patients
+        self.transforms = train_transforms(task, stage)
+        self._seed = (task.training.seed, _STAGES.index(stage))
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """A sample with ``hr``, ``lr``, ``patient``, ``slice`` and ``spacing_mm``."""
+        random = np.random.default_rng((*self._seed, index))
+        patient = self.patients[int(random.integers(len(self.patients)))]
+        count = len(load_slices(patient, self.slice_px).hu)
+        chosen = {"patient": patient, "slice": int(random.integers(count))}
+        self.transforms.set_random_state(seed=int(random.integers(2**32)))
+        sample: dict[str, Any] = self.transforms(chosen)
+        return sample
+
+
+class FixedSlices(Dataset[dict[str, Any]]):
+    """Whole slices with the test degradation, the same at every look.
+
+    Args:
+        task: settings.
+        slices: which.
+        seed: of the degradations.
+    """
+
+    def __init__(self, task: Task, slices: Sequence[tuple[Patient, int]], seed: int = 0) -> None:
+        self.slices = slices
+        self.seed = seed
+        self.transforms = evaluation_transforms(task)
+
+    @property
+    def degradation(self) -> DegradationParams:
+        """What was drawn for the sample that was looked at last."""
+        params: DegradationParams = next(
+            t.params for t in self.transforms.transforms if isinstance(t, DegradeD)
+        )
+        return params
+
+    def __len__(self) -> int:
+        return len(self.slices)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """A sample with ``hr``, ``lr``, ``patient``, ``slice`` and ``spacing_mm``."""
+        patient, number = self.slices[index]
+        self.transforms.set_random_state(seed=sample_seed(patient.name, number, self.seed))
+        sample: dict[str, Any] = self.transforms({"patient": patient, "slice": number})
+        return sample

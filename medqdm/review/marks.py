@@ -1,0 +1,128 @@
+"""Marks: what a picture needs to be read: sides, scale, refined regions, and what is synthetic."""
+
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
+from numpy.typing import NDArray
+
+from medqdm.picture import REFINED_RGB
+from medqdm.review.series import CELL_LR_PX, Review
+
+SYNTHETIC = "SYNTHETIC DETAIL"
+INK = "#e8e8e8"
+_OUTLINE = [withStroke(linewidth=2, foreground="black")]
+_TINT = 0.35
+_LETTERS = (("R", "L"), ("A", "P"), ("F", "H"))  # towards smaller and larger LPS coordinates
+_OBLIQUE = 0.25  # a direction gets a second letter from 14 degrees on
+
+
+def orientation_letters(step_mm: NDArray[np.float64]) -> tuple[str, str]:
+    """Which side of the patient lies against and along a step.
+
+    Args:
+        step_mm: LPS vector, such as ``Volume.x_step_mm``.
+
+    Returns:
+        Letters of R, L, A, P, F (feet), H (head); two or three where the step is oblique.
+
+    >>> orientation_letters(np.array([0.7, 0.0, 0.0]))
+    ('R', 'L')
+    >>> orientation_letters(np.array([0.0, -0.3, 0.6]))
+    ('FP', 'HA')
+    """
+    direction = step_mm / np.linalg.norm(step_mm)
+    order = [k for k in np.argsort(-np.abs(direction)) if abs(direction[k]) >= _OBLIQUE]
+    along = "".join(_LETTERS[k][int(direction[k] > 0)] for k in order)
+    against = "".join(_LETTERS[k][int(direction[k] < 0)] for k in order)
+    return against, along
+
+
+def scale_bar_mm(width_mm: float) -> float:
+    """A round length, at most a quarter of the width: 1, 2 or 5 times a power of ten."""
+    return _round_down(width_mm / 4)
+
+
+def _round_down(value: float) -> float:
+    power = 10.0 ** np.floor(np.log10(value))
+    return float(max(step for step in (1, 2, 5) if step * power <= value) * power)
+
+
+def _cells_mm(review: Review) -> tuple[float, float]:
+    y, x = review.source.spacing_mm
+    return CELL_LR_PX * y, CELL_LR_PX * x
+
+
+def tint_refined(axes: Axes, review: Review, refined: NDArray[np.bool_]) -> Any:
+    """Colour the refined cells, and give the layer that does it."""
+    y, x = _cells_mm(review)
+    tint = np.zeros((*refined.shape, 4), dtype=np.float32)
+    tint[..., :3], tint[..., 3] = REFINED_RGB, _TINT * refined
+    extent = (0, refined.shape[1] * x, refined.shape[0] * y, 0)
+    return axes.imshow(tint, extent=extent, aspect="equal", interpolation="nearest")
+
+
+def outline_refined(axes: Axes, review: Review, refined: NDArray[np.bool_]) -> None:
+    """Lines between refined cells and the others."""
+    y, x = _cells_mm(review)
+    row, column = np.nonzero(refined[1:] != refined[:-1])
+    across = np.stack([column, row + 1, column + 1, row + 1], axis=1)
+    row, column = np.nonzero(refined[:, 1:] != refined[:, :-1])
+    down = np.stack([column + 1, row, column + 1, row + 1], axis=1)
+    ends = np.concatenate([across, down]).reshape(-1, 2, 2) * (x, y)
+    lines = LineCollection(ends, colors="#a0a0a0", linewidths=0.4, alpha=0.6)
+    axes.add_collection(lines, autolim=False)
+
+
+def mark_synthetic(axes: Axes) -> None:
+    """Say on the picture itself, where no crop loses it, that its detail was made."""
+    axes.text(
+        0.98, 0.98, SYNTHETIC, transform=axes.transAxes, ha="right", va="top",
+        color="#ffd24a", fontsize=9, fontweight="bold", path_effects=_OUTLINE,
+    )  # fmt: skip
+
+
+def draw_letters(axes: Axes, review: Review) -> None:
+    """The sides of the patient, on the four sides of a panel."""
+    left, right = orientation_letters(review.source.x_step_mm)
+    top, bottom = orientation_letters(review.source.y_step_mm)
+    places = (
+        (0.02, 0.5, left, "left", "center"),
+        (0.98, 0.5, right, "right", "center"),
+        (0.5, 0.98, top, "center", "top"),
+        (0.5, 0.02, bottom, "center", "bottom"),
+    )
+    for x, y, letters, ha, va in places:
+        axes.text(
+            x, y, letters, transform=axes.transAxes, ha=ha, va=va, color=INK, fontsize=10,
+            path_effects=_OUTLINE,
+        )  # fmt: skip
+
+
+def draw_scale_bar(axes: Axes, left: float, right: float, top: float, bottom: float) -> None:
+    """A bar of a round length, lower left in a panel whose limits are in mm."""
+    length, unit = scale_bar_mm(right - left), (bottom - top) / 100
+    start, base = left + (right - left) * 0.03, bottom - 3 * unit
+    axes.add_patch(
+        Rectangle((start, base - unit), length, unit, facecolor=INK, edgecolor="black",
+                  linewidth=0.5, zorder=3, label="scale bar")
+    )  # fmt: skip
+    axes.text(
+        start, base - 1.8 * unit, f"{length:g} mm", color=INK, fontsize=9, va="bottom",
+        path_effects=_OUTLINE,
+    )  # fmt: skip
+
+
+def draw_color_bar(figure: Figure, beside: Axes, colours: Any, limit: float) -> None:
+    """A bar below a panel that says which colour is how many HU."""
+    box, (_, height) = beside.get_position(), figure.get_size_inches()
+    axes = figure.add_axes((box.x0, 0.5 / height, box.width, 0.13 / height))
+    bar = figure.colorbar(colours, cax=axes, orientation="horizontal")
+    bar.set_ticks([-limit, -limit / 2, 0, limit / 2, limit])
+    bar.ax.xaxis.set_major_formatter(lambda value, _: f"{value:+g} HU" if value else "0 HU")
+    bar.ax.tick_params(colors=INK, labelsize=8.5, length=2)
+    bar.outline.set_edgecolor(INK)

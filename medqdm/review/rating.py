@@ -1,0 +1,133 @@
+"""Rating: what a reader thinks of a slice, one line of a CSV file each."""
+
+import csv
+import io
+import os
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from medqdm.errors import MedQDMError
+
+SCORES = ("sharpness", "noise", "artefacts", "confidence")
+
+
+@dataclass(frozen=True)
+class Rating:
+    """One reader's opinion of one slice; in every score 5 is the best.
+
+    Args:
+        series: label of the series (``Review.label``), nothing of the patient.
+        slice_number: as shown, from 1.
+        sharpness: 1 blurred to 5 sharp.
+        noise: 1 drowns the anatomy to 5 does not disturb.
+        artefacts: 1 misleading structures to 5 none seen.
+        confidence: diagnostic confidence, 1 none to 5 full.
+        comment: free text; line breaks become spaces.
+        reader: label of the reader.
+        window: name of the window it was read in.
+        saved_at: when, UTC in ISO 8601; now unless given.
+
+    Raises:
+        MedQDMError: a score is not 1 to 5.
+    """
+
+    series: str
+    slice_number: int
+    sharpness: int
+    noise: int
+    artefacts: int
+    confidence: int
+    comment: str = ""
+    reader: str = ""
+    window: str = ""
+    saved_at: str = ""
+
+    def __post_init__(self) -> None:
+        for name in SCORES:
+            value = getattr(self, name)
+            if value not in range(1, 6):
+                got = "none" if value is None else repr(value)
+                raise MedQDMError(f"rating: {name} must be 1 to 5, got {got}; choose a number")
+        for name in ("series", "comment", "reader", "window"):
+            object.__setattr__(self, name, " ".join(str(getattr(self, name)).split()))
+        if not self.saved_at:
+            object.__setattr__(self, "saved_at", datetime.now(UTC).isoformat(timespec="seconds"))
+
+
+COLUMNS = tuple(field.name for field in fields(Rating))
+
+
+def save_rating(path: str | Path, rating: Rating) -> None:
+    """Append a rating to a CSV file, whole or not at all; a new file gets a header first.
+
+    Several readers may share the file: a line goes out in one append, so that theirs do not mix.
+
+    Args:
+        path: the file; its folder is made.
+        rating: what to append.
+
+    Raises:
+        MedQDMError: the file is there and holds something else.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = _csv_line([str(value) for value in asdict(rating).values()])
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o666)
+        line = _csv_line(COLUMNS) + line
+    except FileExistsError:
+        if not _read_rows(path)[1]:
+            line = "\n" + line  # an editor took the last line break away
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
+    try:
+        os.write(descriptor, line.encode())
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_ratings(path: str | Path) -> list[Rating]:
+    """The ratings of a CSV file, in the order they were saved.
+
+    Raises:
+        MedQDMError: no such file, or one that ``save_rating`` did not write.
+    """
+    rows, _ = _read_rows(Path(path))
+    ratings = []
+    for number, row in enumerate(rows, start=2):
+        try:
+            cells: dict[str, Any] = dict(zip(COLUMNS, row, strict=True))
+            cells |= {name: int(cells[name]) for name in ("slice_number", *SCORES)}
+        except ValueError:
+            raise MedQDMError(
+                f"{path}: line {number} must hold {', '.join(COLUMNS)}, got {len(row)} cells that "
+                "do not fit; repair or delete the line"
+            ) from None
+        ratings.append(Rating(**cells))
+    return ratings
+
+
+def _csv_line(cells: tuple[str, ...] | list[str]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(cells)
+    return text.getvalue()
+
+
+def _read_rows(path: Path) -> tuple[list[list[str]], bool]:
+    """Rows below the header, and whether the last one ends in a line break."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise MedQDMError(
+            f"{path}: must be a CSV file of ratings, got {type(error).__name__} on reading it; "
+            "check the path"
+        ) from None
+    rows = [row for row in csv.reader(text.splitlines()) if row]
+    if not rows or tuple(rows[0]) != COLUMNS:
+        raise MedQDMError(
+            f"{path}: must be a CSV file of ratings with the columns {', '.join(COLUMNS)}, got "
+            "another file; choose another path"
+        )
+    return rows[1:], text.endswith("\n")
