@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -24,9 +25,22 @@ from medqdm.window import Window
 _PACKAGED = Path(__file__).parent / "configs"  # in a wheel; a checkout has configs/ beside medqdm/
 CONFIGS = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parent.parent / "configs"
 
+def _require_odd(value: int) -> int:
+    if value % 2 == 0:
+        raise ValueError("must be odd")
+    return value
+
+
+def _require_rising(value: tuple[Any, Any]) -> tuple[Any, Any]:
+    if value[0] > value[1]:
+        raise ValueError("the first number must not be above the second")
+    return value
+
+
 Probability = Annotated[float, Field(ge=0, le=1)]
 Percent = Annotated[int, Field(ge=0, le=100)]
-Range = tuple[NonNegativeFloat, NonNegativeFloat]
+Odd = Annotated[int, Field(gt=0), AfterValidator(_require_odd)]
+Range = Annotated[tuple[NonNegativeFloat, NonNegativeFloat], AfterValidator(_require_rising)]
 Precision = Literal["auto", "fp32", "bf16"]
 
 
@@ -51,10 +65,9 @@ class DegradationSection(Section):
     Noise is on the scale of [0, 1] = the whole window.
     """
 
-    kernel_size: PositiveInt = 13
-    """Side of the stored blur kernel in HR pixels, odd."""
-    true_kernel_sizes: tuple[PositiveInt, ...] = (3, 5, 7, 9, 11)
-    """Sides of the drawn kernels, padded to kernel_size; empty means no blur."""
+    true_kernel_sizes: tuple[Odd, ...] = (3, 5, 7, 9, 11)
+    """Sides of the drawn blur kernels in HR pixels; empty means no blur. (The reference stores
+    them in 13 x 13 zeros, which changes nothing.)"""
     sinc_probability: Probability = 0.1
     """Share of circular low-pass kernels, cut-off in [pi/3, pi]."""
     isotropic_probability: Probability = 0.6
@@ -77,7 +90,7 @@ class DegradationSection(Section):
     """Standard deviation of the Gaussian noise."""
     poisson_scale: Range = (0.05, 3.0)
     """Strength of the Poisson noise; (0, 0) turns it off."""
-    jpeg_quality: tuple[Percent, Percent] = (70, 95)
+    jpeg_quality: Annotated[tuple[Percent, Percent], AfterValidator(_require_rising)] = (70, 95)
     """Range of the JPEG quality; (0, 0) turns JPEG off."""
     round_to_8_bit: bool = True
     """Clamp to [0, 1] and round to 1/255 at the end, as the paper's data set does."""

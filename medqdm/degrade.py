@@ -123,7 +123,7 @@ def _draw_noise(section: DegradationSection, random_state: np.random.RandomState
 
 def degrade(
     hr: Float[Tensor, "1 h w"], params: DegradationParams, upscale: int
-) -> Float[Tensor, "1 h/up w/up"]:
+) -> Float[Tensor, "1 h_lr w_lr"]:
     """Apply a drawn degradation; the same arguments give the same bits.
 
     Every resize keeps the outer edges of the slice where they are.

@@ -3,7 +3,7 @@
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,15 @@ def body(num: int, px: int = 128, seed: int = 0) -> NDArray[np.int16]:
     inside = np.hypot(y, x)[None] < radius[:, None, None]
     hu = np.where(inside, 40 + random.normal(0, 60, (num, px, px)), -1000)
     return hu.astype(np.int16)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """As in a loader's worker; on a busy machine two threads are slower on such small slices."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -349,9 +358,9 @@ def test_a_crop_that_does_not_divide_is_refused(task: Task, stage: Any) -> None:
 
 def test_patients_are_drawn_with_equal_probability(data: Path, task: Task) -> None:
     samples = TrainingSlices(task, "diffusion", find_patients(data))
-    drawn = [samples[index] for index in range(300)]
+    drawn = [samples[index] for index in range(200)]
     counts = Counter(sample["patient"] for sample in drawn)
-    assert min(counts.values()) > 50  # by slices, p0 would get 36 of 300
+    assert min(counts.values()) > 33  # by slices, p0 would get 24 of 200
     assert {s["slice"] for s in drawn if s["patient"] == "p3"} == set(range(12))
 
 
@@ -442,6 +451,8 @@ class Recorder(pl.LightningModule):  # type: ignore[misc]
 
 # Lightning looks at the machine's cores; the loader here is small on purpose
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
+# Lightning 2.6 asks torch 2.13 for its tree leaves in the old way
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
 def test_a_resumed_run_sees_the_batches_it_missed(data: Path, task: Task, tmp_path: Path) -> None:
     task = override(task, ["training.diffusion.steps=6"])
 
@@ -503,7 +514,7 @@ def test_hr_samples_are_whole_slices_of_training_patients(data: Path, task: Task
 def test_a_prepared_set_equals_its_volumes(data: Path, task: Task, tmp_path: Path) -> None:
     out = tmp_path / "set"
     written: list[int] = []
-    prepare(task, data, out, limit=6, progress=written.append)
+    assert prepare(task, data, out, limit=6, progress=written.append) == 6
     raw = list(iterate_pairs(task, data, limit=6))
     kept = list(load_prepared(out, task))
     assert written == [1, 2, 3, 4, 5, 6]

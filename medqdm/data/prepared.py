@@ -93,7 +93,7 @@ def prepare(
     seed: int = 0,
     overwrite: bool = False,
     progress: Callable[[int], None] | None = None,
-) -> Manifest:
+) -> int:
     """Write a fixed Med-SR set, whole or not at all: ``OUT/PATIENT/0000.npz`` and a manifest.
 
     Args:
@@ -104,6 +104,9 @@ def prepare(
         seed: of the degradations.
         overwrite: whether a folder with files in it may be replaced.
         progress: called with the number of slices written so far.
+
+    Returns:
+        The number of pairs.
 
     Raises:
         MedQDMError: no volumes there, or ``out`` may not be replaced.
@@ -139,7 +142,7 @@ def prepare(
                 progress(len(manifest["slices"]))
         text = json.dumps(manifest, indent=1)
         (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
-    return manifest
+    return len(manifest["slices"])
 
 
 def is_prepared(path: Path) -> bool:

@@ -22,7 +22,7 @@ from medqdm.data import (
     load_slices,
     read_manifest,
 )
-from medqdm.enhance import EnhancedSlice, Enhancer
+from medqdm.enhance import Enhancer
 from medqdm.errors import MedQDMError
 from medqdm.evaluate.intervals import Interval, interval
 from medqdm.evaluate.methods import BASELINES
@@ -185,7 +185,7 @@ def evaluate(
     """
     task = enhancer.task
     found = Evaluation(describe(enhancer), task.hu_window)
-    lot = np.random.default_rng(_EXAMPLE_SEED)
+    lot = _Lot(found.examples, num_examples)
     if lpips is not None:
         lpips = lpips.to(enhancer.device)
     for pair in pairs:
@@ -193,34 +193,38 @@ def evaluate(
         done = enhancer.enhance_slice(pair["lr_hu"], pair["slice"])
         outputs = {OURS: done.hu}
         outputs |= {name: up(pair["lr_hu"], task.upscale) for name, up in BASELINES.items()}
-        regions = {WHOLE: None, "body": body_mask(pair["hr_hu"], task.hu_window)}
-        if rois is not None:
-            regions["roi"] = rois.mask(pair["patient"], pair["slice"])
+        regions = _regions(pair, task.hu_window, rois)
         for method, sr_hu in outputs.items():
             whole = _whole_slice_values(sr_hu, pair, task.hu_window, lpips)
             if method == OURS:
-                whole |= _cost(done)
+                whole |= {"share_refined": float(done.refined.mean()), "seconds": done.seconds}
             found.scores.extend(_score_regions(method, sr_hu, pair, task.hu_window, regions, whole))
-        consistency = metrics.lr_consistency_hu(pair["hr_hu"], pair["lr_hu"])
-        found.scores.append(
-            Score(
-                pair["patient"],
-                pair["slice"],
-                REFERENCE,
-                WHOLE,
-                pair["hr_hu"].size,
-                {"lr_consistency_hu": consistency},
-            )
-        )
-        if pair["patient"] in found.examples or len(found.examples) < num_examples:
-            # keeping the k-th slice with chance 1 / k makes all slices of a patient equally likely
-            if lot.random() < 1 / found.slices[pair["patient"]]:
-                found.examples[pair["patient"]] = Example(pair["lr_hu"], pair["hr_hu"], outputs)
+        found.scores.append(_score_reference(pair))
+        lot.offer(pair, outputs)
     if not found.scores:
         raise MedQDMError(
             "evaluate: must get one pair of slices or more, got none; give volumes with slices"
         )
     return found
+
+
+class _Lot:
+    """Draws one slice of each of the first patients, all of a patient's equally likely."""
+
+    def __init__(self, examples: dict[str, Example], num_patients: int) -> None:
+        self._examples = examples
+        self._num_patients = num_patients
+        self._seen: dict[str, int] = {}
+        self._random = np.random.default_rng(_EXAMPLE_SEED)
+
+    def offer(self, pair: Pair, outputs: dict[str, Image]) -> None:
+        """Keep the k-th slice of a patient, instead of the one before, with chance 1 / k."""
+        patient = pair["patient"]
+        if patient not in self._seen and len(self._seen) >= self._num_patients:
+            return
+        self._seen[patient] = self._seen.get(patient, 0) + 1
+        if self._random.random() < 1 / self._seen[patient]:
+            self._examples[patient] = Example(pair["lr_hu"], pair["hr_hu"], outputs)
 
 
 def _check(pair: Pair, task: Task) -> None:
@@ -250,8 +254,23 @@ def _whole_slice_values(
     return values
 
 
-def _cost(done: EnhancedSlice) -> dict[str, float]:
-    return {"share_refined": float(done.refined.mean()), "seconds": done.seconds}
+def _regions(pair: Pair, window: Window, rois: RoiFolder | None) -> dict[str, Mask | None]:
+    regions: dict[str, Mask | None] = {WHOLE: None, "body": body_mask(pair["hr_hu"], window)}
+    if rois is not None:
+        regions["roi"] = rois.mask(pair["patient"], pair["slice"])
+    return regions
+
+
+def _score_reference(pair: Pair) -> Score:
+    consistency = metrics.lr_consistency_hu(pair["hr_hu"], pair["lr_hu"])
+    return Score(
+        patient=pair["patient"],
+        slice=pair["slice"],
+        method=REFERENCE,
+        region=WHOLE,
+        num_pixels=pair["hr_hu"].size,
+        values={"lr_consistency_hu": consistency},
+    )
 
 
 def _score_regions(

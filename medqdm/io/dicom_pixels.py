@@ -48,11 +48,12 @@ def to_hu(dataset: Dataset, *, where: str) -> Pixels:
     stored = _keep_stored_bits(words, dataset)
     hu = stored * float(dataset.RescaleSlope) + float(dataset.RescaleIntercept)
     padding = _declared_padding(words, stored, dataset)
-    undeclared = None if padding[0, 0] else find_undeclared(_widest_hu(words, dataset))
-    if undeclared is None:
-        return Pixels(fill(hu.astype(np.float32), padding), padding, None)
-    padding |= undeclared
-    return Pixels(fill(hu.astype(np.float32), padding), padding, int(words[0, 0]))
+    code = None
+    around_disc = find_undeclared(_widest_hu(words, dataset))
+    if around_disc is not None:
+        code = None if padding[0, 0] else int(words[0, 0])
+        padding = padding | around_disc
+    return Pixels(fill(hu.astype(np.float32), padding), padding, code)
 
 
 def stored_range(dataset: Dataset) -> tuple[int, int]:
@@ -107,7 +108,7 @@ def _decode(dataset: Dataset, where: str) -> NDArray[np.integer]:
     syntax = dataset.file_meta.TransferSyntaxUID
     _check_length(dataset, where)
     try:
-        words = pixel_array(dataset, raw=True)
+        words = pixel_array(dataset, raw=True, correct_unused_bits=False)
     except Exception as error:
         raise MedQDMError(
             f"{where}: pixels must be readable, got {type(error).__name__} from the decoder of "

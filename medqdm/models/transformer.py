@@ -41,7 +41,7 @@ class Size(NamedTuple):
 
 
 SIZES: dict[str, Size] = {
-    "T": Size(4, 160, 5),
+    "T": Size(5, 128, 4),
     "S": Size(6, 384, 6),
     "B": Size(6, 768, 12),
     "L": Size(12, 1024, 16),

@@ -14,6 +14,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from medqdm.errors import MedQDMError
+from medqdm.picture import REFINED_RGB
 from medqdm.review.marks import (
     INK,
     draw_color_bar,
@@ -41,7 +42,7 @@ DIFFERENCE_COLORS = LinearSegmentedColormap.from_list(
 )
 _BACKGROUND = "#101010"
 _PANEL_INCHES, _GAP_INCHES = 4.2, 0.12
-_HEAD_INCHES, _FOOT_INCHES = 0.72, 0.78
+_HEAD_INCHES, _FOOT_INCHES = 0.62, 0.78
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,7 @@ def render(
     mark_synthetic(panels[1])
     if overlay:
         tint_refined(panels[1], review, content.refined)
+        outline_refined(panels[1], review, content.refined, REFINED_RGB)
         outline_refined(panels[2], review, content.refined)
     draw_color_bar(figure, panels[2], colours, limit)
     return figure
@@ -168,6 +170,7 @@ def render_swipe(
         mark_synthetic(axes)
         if overlay:
             tint_refined(axes, review, content.refined).set_clip_path(side)
+            outline_refined(axes, review, content.refined, REFINED_RGB).set_clip_path(side)
     if 0 < split < 1:
         axes.axvline(line, color=INK, linewidth=1)
     return figure
@@ -226,8 +229,8 @@ def _figure(
     figure.text(
         start / width, 0.12 / height,
         f"pixels {before[0]:.3g} x {before[1]:.3g} mm -> {after[0]:.3g} x {after[1]:.3g} mm\n"
-        f"refined {content.refined.mean():.0%} of the slice, "
-        f"{content.lr_consistency_hu:.1f} HU rms from the input on its own grid\n"
+        f"refined: {content.refined.mean():.0%} of the slice; averaged back to the input's pixels "
+        f"it differs by {content.lr_consistency_hu:.1f} HU rms\n"
         "detail is synthetic: research use, not for diagnosis",
         color=INK, fontsize=8.5, va="bottom", linespacing=1.4,
     )  # fmt: skip

@@ -16,7 +16,7 @@ from medqdm.review.series import CELL_LR_PX, Review
 SYNTHETIC = "SYNTHETIC DETAIL"
 INK = "#e8e8e8"
 _OUTLINE = [withStroke(linewidth=2, foreground="black")]
-_TINT = 0.35
+_TINT = 0.16
 _LETTERS = (("R", "L"), ("A", "P"), ("F", "H"))  # towards smaller and larger LPS coordinates
 _OBLIQUE = 0.25  # a direction gets a second letter from 14 degrees on
 
@@ -58,7 +58,7 @@ def _cells_mm(review: Review) -> tuple[float, float]:
 
 
 def tint_refined(axes: Axes, review: Review, refined: NDArray[np.bool_]) -> Any:
-    """Colour the refined cells, and give the layer that does it."""
+    """Colour the refined cells, but so thinly that the grey below can be read; give the layer."""
     y, x = _cells_mm(review)
     tint = np.zeros((*refined.shape, 4), dtype=np.float32)
     tint[..., :3], tint[..., 3] = REFINED_RGB, _TINT * refined
@@ -66,16 +66,18 @@ def tint_refined(axes: Axes, review: Review, refined: NDArray[np.bool_]) -> Any:
     return axes.imshow(tint, extent=extent, aspect="equal", interpolation="nearest")
 
 
-def outline_refined(axes: Axes, review: Review, refined: NDArray[np.bool_]) -> None:
-    """Lines between refined cells and the others."""
+def outline_refined(
+    axes: Axes, review: Review, refined: NDArray[np.bool_], color: Any = "#b0b0b0"
+) -> Any:
+    """Draw lines between refined cells and the others, and give them."""
     y, x = _cells_mm(review)
     row, column = np.nonzero(refined[1:] != refined[:-1])
     across = np.stack([column, row + 1, column + 1, row + 1], axis=1)
     row, column = np.nonzero(refined[:, 1:] != refined[:, :-1])
     down = np.stack([column + 1, row, column + 1, row + 1], axis=1)
     ends = np.concatenate([across, down]).reshape(-1, 2, 2) * (x, y)
-    lines = LineCollection(ends, colors="#a0a0a0", linewidths=0.4, alpha=0.6)
-    axes.add_collection(lines, autolim=False)
+    lines = LineCollection(list(ends), colors=color, linewidths=0.5, alpha=0.7)
+    return axes.add_collection(lines, autolim=False)
 
 
 def mark_synthetic(axes: Axes) -> None:
@@ -120,7 +122,8 @@ def draw_scale_bar(axes: Axes, left: float, right: float, top: float, bottom: fl
 def draw_color_bar(figure: Figure, beside: Axes, colours: Any, limit: float) -> None:
     """A bar below a panel that says which colour is how many HU."""
     box, (_, height) = beside.get_position(), figure.get_size_inches()
-    axes = figure.add_axes((box.x0, 0.5 / height, box.width, 0.13 / height))
+    inset = 0.08 * box.width  # room for the outer labels
+    axes = figure.add_axes((box.x0 + inset, 0.5 / height, box.width - 2 * inset, 0.13 / height))
     bar = figure.colorbar(colours, cax=axes, orientation="horizontal")
     bar.set_ticks([-limit, -limit / 2, 0, limit / 2, limit])
     bar.ax.xaxis.set_major_formatter(lambda value, _: f"{value:+g} HU" if value else "0 HU")

@@ -20,6 +20,7 @@ from medqdm.volume import EDGE_TOLERANCE_MM, Volume
 from medqdm.window import Window
 
 CELL_LR_PX = 2  # side of a cell of refined.npz in input pixels
+_NEW_AXIS = 2  # array axis of the slices in a file made from DICOM
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,12 +134,21 @@ class Review:
         return ReviewSlice(source_hu, bicubic_hu, self.enhanced.hu[z], self.refined[z])
 
 
-def load_review(enhanced: str | Path, source: str | Path, *, label: str | None = None) -> Review:
+def load_review(
+    enhanced: str | Path,
+    source: str | Path,
+    *,
+    series: str | None = None,
+    slice_axis: int | None = None,
+    label: str | None = None,
+) -> Review:
     """Read an output folder of ``medqdm enhance`` and the series it was made from.
 
     Args:
         enhanced: the output folder, in any of its formats.
-        source: the input, as ``medqdm.io.read`` takes it.
+        source: the input.
+        series: its SeriesInstanceUID, where several lie there.
+        slice_axis: its array axis of the slices, where spacings do not tell (NIfTI, NRRD, MHA).
         label: what ratings call the series, nothing of the patient; None: the start of a hash of
             its SeriesInstanceUID (of its pixels, where it has none).
 
@@ -147,8 +157,10 @@ def load_review(enhanced: str | Path, source: str | Path, *, label: str | None =
     """
     folder = Path(enhanced)
     refined, record = _read_refined(folder), _read_record(folder)
-    after = io.read(next(iter(sorted(folder.glob("enhanced.*"))), folder))
-    before = io.read(source)
+    before = io.read(source, series=series, slice_axis=slice_axis)
+    own = before.source.headers
+    axis = own.get("slice_axis", _NEW_AXIS) if isinstance(own, dict) else _NEW_AXIS
+    after = io.read(next(iter(sorted(folder.glob("enhanced.*"))), folder), slice_axis=axis)
     window = WindowSection.model_validate(record["task"]["window"])
     return Review(
         source=before,

@@ -52,7 +52,6 @@ class AutoencoderModule(pl.LightningModule):
     def training_step(self, batch: dict[str, Any], _batch_idx: int) -> Tensor:
         """Loss of one batch."""
         image = self._images(batch)
-        image = image.contiguous(memory_format=torch.channels_last)
         mean, log_variance = self.autoencoder.moments(image)
         z = mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
         reconstruction = self.autoencoder.decode(z).float()

@@ -85,7 +85,7 @@ def open_run(task: Task, out: Path) -> None:
 
 
 def _train_autoencoder(task: Task, data: Path, out: Path) -> None:
-    network = checkpoint.build_autoencoder(task).to(memory_format=torch.channels_last)
+    network = checkpoint.build_autoencoder(task)
     settings = task.training.autoencoder
     module = AutoencoderModule(task, network, _perceptual(settings.perceptual_weight))
     source = SliceDataModule(task, data, "autoencoder")
@@ -112,7 +112,7 @@ def _adopt_autoencoder(task: Task, weights: Path, out: Path) -> None:
 def _train_diffusion(task: Task, data: Path, out: Path) -> Path:
     stage_one = checkpoint.load(out / AUTOENCODER_WEIGHTS)
     task = _with_latent_scale(task, stage_one.task.autoencoder.latent_scale or 1.0)
-    network = stage_one.autoencoder.to(memory_format=torch.channels_last)
+    network = stage_one.autoencoder
     engine = Engine(task, network, checkpoint.build_qdm(task))
     settings = task.training.diffusion
     module = DiffusionModule(task, engine, _perceptual(settings.perceptual_weight))

@@ -1,0 +1,344 @@
+import shutil
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.data import get_testdata_file
+from pydicom.fileset import FileSet
+from pydicom.uid import (
+    CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ImplicitVRLittleEndian,
+    JPEGLSLossless,
+    RLELossless,
+    SecondaryCaptureImageStorage,
+    generate_uid,
+)
+
+from medqdm.errors import MedQDMError
+from medqdm.io import read
+
+
+def test_read_gives_hu_and_geometry(ct_series, phantom):
+    volume = read(ct_series())
+    np.testing.assert_array_equal(volume.hu, phantom)
+    np.testing.assert_allclose(volume.position_mm(2, 13, 27), [-11 + 27 * 0.6, -17 + 13 * 0.8, 35])
+    assert volume.spacing_mm == (0.8, 0.6)
+    assert volume.source.warnings == ()
+    assert [h.InstanceNumber for h in volume.source.headers] == [1, 2, 3, 4]
+    assert "PixelData" not in volume.source.headers[0]
+
+
+def test_slices_are_sorted_along_the_normal_of_a_coronal_series(ct_series, phantom):
+    volume = read(ct_series(orientation=(1, 0, 0, 0, 0, -1)))  # R x C points to +y
+    assert (np.diff(volume.origins_mm[:, 1]) > 0).all()
+    np.testing.assert_array_equal(volume.hu, phantom)
+
+
+def test_each_slice_has_its_own_rescale(ct_series, phantom):
+    volume = read(ct_series(slope=[1, 0.5, 0.25, 2], intercept=[-1024, -1000, -500, 4]))
+    np.testing.assert_allclose(volume.hu, phantom, atol=1)
+    np.testing.assert_array_equal(volume.hu[:3], phantom[:3])
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_words_wider_than_bits_stored_are_masked(ct_series, phantom, signed):
+    def junk(dataset, k):
+        words = np.frombuffer(dataset.PixelData, "<u2").copy()
+        words = words & 0x0FFF | 0x5000
+        dataset.PixelData = words.tobytes()
+
+    intercept = 0 if signed else -1024
+    volume = read(ct_series(bits=12, signed=signed, intercept=intercept, edit=junk))
+    np.testing.assert_array_equal(volume.hu, phantom)
+
+
+def _disc(shape):
+    y, x = np.ogrid[: shape[0], : shape[1]]
+    return (y - shape[0] / 2) ** 2 + (x - shape[1] / 2) ** 2 > (min(shape) / 2) ** 2
+
+
+@pytest.mark.parametrize(
+    ("hu_code", "tags"),
+    [
+        (-2000, {"PixelPaddingValue": -976}),
+        (-1020, {"PixelPaddingValue": 0, "PixelPaddingRangeLimit": 10}),
+        (-3024, {}),
+    ],
+)
+def test_padding_is_masked_and_filled_with_the_nearest_value(ct_series, phantom, hu_code, tags):
+    outside = _disc(phantom.shape[1:])
+    hu = phantom + 40
+    hu[:, outside] = hu_code
+    volume = read(ct_series(hu, **tags))
+    np.testing.assert_array_equal(volume.padding, np.broadcast_to(outside, hu.shape))
+    np.testing.assert_array_equal(volume.hu[:, ~outside], hu[:, ~outside])
+    assert volume.hu[outside[None].repeat(4, 0)].min() == hu[0][~outside].min()
+    declared = "PixelPaddingValue" in tags
+    assert bool(volume.source.warnings) != declared
+    assert "PixelPaddingValue" in volume.source.headers[0]
+
+
+def test_padding_code_outside_of_bits_stored_is_seen(ct_series, phantom):
+    hu = phantom + 40
+    hu[:, _disc(hu.shape[1:])] = -3024  # 63536 as a word of unsigned 16 bits
+    volume = read(ct_series(hu, bits=12, signed=False, PixelPaddingValue=63536))
+    np.testing.assert_array_equal(volume.padding[0], _disc(hu.shape[1:]))
+
+
+def test_air_at_the_floor_is_no_padding(ct_series, phantom):
+    assert read(ct_series(np.full_like(phantom, -1024))).padding is None
+
+
+@pytest.mark.parametrize(
+    "syntax",
+    [
+        ImplicitVRLittleEndian,
+        ExplicitVRBigEndian,
+        DeflatedExplicitVRLittleEndian,
+        RLELossless,
+        JPEGLSLossless,
+    ],
+    ids=lambda syntax: syntax.keyword,
+)
+def test_transfer_syntaxes(ct_series, phantom, syntax):
+    folder = ct_series(bits=12, signed=False)
+    for file in folder.iterdir():
+        dataset = pydicom.dcmread(file)
+        if syntax.is_encapsulated:
+            dataset.compress(syntax, generate_instance_uid=False)
+        elif syntax == ExplicitVRBigEndian:
+            dataset.PixelData = np.frombuffer(dataset.PixelData, "<u2").astype(">u2").tobytes()
+            dataset["PixelData"].VR = "OW"
+        dataset.file_meta.TransferSyntaxUID = syntax
+        encoding = (syntax.is_implicit_VR, syntax.is_little_endian)
+        list(dataset.iterall())
+        pydicom.dcmwrite(
+            file, dataset, force_encoding=not encoding[1], enforce_file_format=encoding[1],
+            **({} if encoding[1] else {"implicit_vr": False, "little_endian": False}),
+        )  # fmt: skip
+    np.testing.assert_array_equal(read(folder).hu, phantom)
+
+
+def test_jpeg_2000_of_pydicom_is_read():
+    volume = read(get_testdata_file("693_J2KI.dcm"))
+    assert volume.shape == (1, 512, 512)
+    assert volume.source.warnings == (
+        "pixels were compressed with loss; artefacts may be sharpened",
+        *volume.source.warnings[1:],
+    )
+
+
+def test_file_without_preamble_and_meta(ct_series, phantom):
+    folder = ct_series()
+    for file in folder.iterdir():
+        dataset = pydicom.dcmread(file)
+        del dataset.file_meta
+        bare = pydicom.Dataset(dataset)
+        pydicom.dcmwrite(file, bare, implicit_vr=True, little_endian=True)
+        assert file.read_bytes()[128:132] != b"DICM"
+    np.testing.assert_array_equal(read(folder).hu, phantom)
+
+
+def test_stray_files_nested_folders_and_other_objects_are_passed_over(ct_series, phantom):
+    folder = ct_series()
+    ct_series(
+        phantom[:1],
+        folder="series/deeper",
+        edit=lambda ds, k: setattr(ds, "SOPClassUID", SecondaryCaptureImageStorage),
+    )
+    (folder / "readme.txt").write_text("not an image")
+    (folder / "deeper" / "empty").touch()
+    nested = folder / "a" / "b"
+    nested.mkdir(parents=True)
+    (folder / "001").rename(nested / "last")
+    np.testing.assert_array_equal(read(folder).hu, phantom)
+
+
+def test_several_series_are_listed_and_one_is_chosen(ct_series, phantom):
+    ct_series(folder="both/first", SeriesInstanceUID="1.2.3")
+    folder = ct_series(folder="both/second", hu=phantom[:2], SeriesInstanceUID="1.2.4").parent
+    with pytest.raises(MedQDMError, match=r"got 2: 1\.2\.3 \(4 slices\), 1\.2\.4.*--series"):
+        read(folder)
+    assert len(read(folder, series="1.2.4").hu) == 2
+    with pytest.raises(MedQDMError, match=r"--series must be one of 1\.2\.3"):
+        read(folder, series="1.2.5")
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(MedQDMError, match="got nothing there; check the path"):
+        read(tmp_path / "absent")
+    with pytest.raises(MedQDMError, match=r"must hold a CT series, got none \(no files\)"):
+        read(tmp_path)
+
+
+def test_no_ct_says_what_is_there_instead(ct_series):
+    folder = ct_series(SOPClassUID="1.2.840.10008.5.1.4.1.1.2.1")
+    with pytest.raises(MedQDMError, match="4 x Enhanced CT Image Storage.*convert it"):
+        read(folder)
+    shutil.rmtree(folder)
+    folder = ct_series(SOPClassUID=SecondaryCaptureImageStorage)
+    (folder / "notes").write_text("hello")
+    with pytest.raises(MedQDMError, match="4 x Secondary Capture Image Storage; 1 x not DICOM"):
+        read(folder)
+
+
+def test_localizers_are_left_out(ct_series, phantom):
+    def scout(dataset, k):
+        if k == 0:
+            dataset.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+
+    volume = read(ct_series(edit=scout))
+    np.testing.assert_array_equal(volume.hu, phantom[1:])
+    assert volume.source.warnings == ("left out 1 localizer image(s)",)
+    with pytest.raises(MedQDMError, match="4 localizers only"):
+        read(ct_series(folder="scouts", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]))
+
+
+def test_slices_of_another_orientation_are_left_out(ct_series, phantom):
+    def turned(dataset, k):
+        if k == 1:
+            dataset.ImageOrientationPatient = [1, 0, 0, 0, 0, -1]
+
+    volume = read(ct_series(edit=turned))
+    np.testing.assert_array_equal(volume.hu, phantom[[0, 2, 3]])
+    assert "left out 1 image(s) of another orientation" in volume.source.warnings[0]
+
+    def half(dataset, k):
+        if k > 1:
+            dataset.PixelSpacing = [1, 1]
+
+    with pytest.raises(MedQDMError, match="2 groups of 2, 2"):
+        read(ct_series(folder="half", edit=half))
+
+
+def test_identical_duplicates_are_dropped_and_contradictions_refused(ct_series, phantom):
+    folder = ct_series()
+    shutil.copy(folder / "002", folder / "copy")
+    volume = read(folder)
+    np.testing.assert_array_equal(volume.hu, phantom)
+    assert volume.source.warnings == ("left out 1 duplicate file(s)",)
+    dataset = pydicom.dcmread(folder / "copy")
+    dataset.PixelData = bytes(len(dataset.PixelData))
+    dataset.save_as(folder / "copy")
+    with pytest.raises(MedQDMError, match="002 and copy: files with one SOPInstanceUID"):
+        read(folder)
+
+
+def test_two_acquisitions_at_the_same_places_are_refused(ct_series):
+    folder = ct_series(SeriesInstanceUID="1.2.3", FrameOfReferenceUID="1.2.9")
+    ct_series(
+        folder="series/again",
+        SeriesInstanceUID="1.2.3",
+        FrameOfReferenceUID="1.2.9",
+        AcquisitionNumber=2,
+    )
+    with pytest.raises(MedQDMError, match="4 that share one .*1: 4, 2: 4"):
+        read(folder)
+
+
+def test_a_gap_is_kept_and_told(ct_series, phantom):
+    folder = ct_series(np.concatenate([phantom, phantom]))
+    (folder / "004").unlink()  # the fifth slice
+    volume = read(folder)
+    assert volume.source.warnings == (
+        "1 gap(s) between slices: 5.000 mm between slices 4 and 5, usually 2.500 mm; "
+        "slices may be missing",
+    )
+    np.testing.assert_allclose(volume.origins_mm[:, 2], 30 + 2.5 * np.array([0, 1, 2, 3, 5, 6, 7]))
+
+
+@pytest.mark.parametrize(
+    "keyword",
+    ["ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope",
+     "PixelRepresentation"],
+)  # fmt: skip
+def test_what_hu_and_place_depend_on_must_be_there(ct_series, keyword):
+    folder = ct_series(edit=lambda ds, k: delattr(ds, keyword) if k == 2 else None)
+    with pytest.raises(MedQDMError, match=f"002: a CT slice must have {keyword}"):
+        read(folder)
+
+
+def test_damaged_geometry_is_refused(ct_series):
+    with pytest.raises(MedQDMError, match=r"PixelSpacing must be above 0 mm, got \[0.0, 1.0\]"):
+        read(ct_series(folder="flat", PixelSpacing=[0, 1]))
+    with pytest.raises(MedQDMError, match="two unit vectors at a right angle"):
+        read(ct_series(folder="skew", ImageOrientationPatient=[1, 0, 0, 1, 0, 0]))
+
+
+def test_units_other_than_hu_are_refused(ct_series):
+    with pytest.raises(MedQDMError, match="RescaleType must be HU, got Z_EFF"):
+        read(ct_series(RescaleType="Z_EFF"))
+
+
+def test_colour_is_refused(ct_series):
+    with pytest.raises(MedQDMError, match="one sample of 16 bits, got 3 of 16"):
+        read(ct_series(SamplesPerPixel=3))
+
+
+def test_truncated_files_are_named(ct_series):
+    folder = ct_series()
+    whole = (folder / "003").read_bytes()
+    (folder / "003").write_bytes(whole[:-100])
+    with pytest.raises(MedQDMError, match="^003: .*got a truncated"):
+        read(folder)
+
+
+def test_truncated_compressed_files_are_named(ct_series):
+    folder = ct_series()
+    for file in folder.iterdir():
+        dataset = pydicom.dcmread(file)
+        dataset.compress(JPEGLSLossless, generate_instance_uid=False)
+        dataset.save_as(file)
+    dataset = pydicom.dcmread(folder / "003")
+    dataset.PixelData = pydicom.encaps.encapsulate([
+        next(pydicom.encaps.generate_frames(dataset.PixelData, number_of_frames=1))[:200]
+    ])  # fmt: skip
+    dataset.save_as(folder / "003")
+    with pytest.raises(MedQDMError, match="^003: .*got a truncated"):
+        read(folder)
+
+
+def test_a_dicomdir_leads_to_its_files(ct_series, phantom, tmp_path):
+    files = FileSet()
+    for file in ct_series().iterdir():
+        files.add(file)
+    files.write(tmp_path / "medium")
+    np.testing.assert_array_equal(read(tmp_path / "medium" / "DICOMDIR").hu, phantom)
+    np.testing.assert_array_equal(read(tmp_path / "medium").hu, phantom)
+    next(
+        p for p in (tmp_path / "medium").rglob("*") if p.is_file() and p.name != "DICOMDIR"
+    ).unlink()
+    with pytest.raises(MedQDMError, match="got 1 missing"):
+        read(tmp_path / "medium" / "DICOMDIR")
+
+
+def test_lossy_sources_are_marked_by_their_transfer_syntax(ct_series):
+    folder = ct_series()
+    for file in folder.iterdir():
+        dataset = pydicom.dcmread(file)
+        dataset.compress(JPEGLSLossless, generate_instance_uid=False)
+        dataset.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.4.81"
+        dataset.save_as(file)
+    volume = read(folder)
+    assert volume.source.headers[0].LossyImageCompression == "01"
+    assert float(volume.source.headers[0].LossyImageCompressionRatio) > 1
+    assert "compressed with loss" in volume.source.warnings[0]
+
+
+def test_messages_name_no_patient(ct_series):
+    folder = ct_series(RescaleType="Z_EFF")
+    with pytest.raises(MedQDMError) as caught:
+        read(folder)
+    assert "Phantom" not in str(caught.value)
+
+
+def test_missing_instance_uids_are_told(ct_series):
+    folder = ct_series(SeriesInstanceUID=generate_uid())
+    for file in folder.iterdir():
+        dataset = pydicom.dcmread(file)
+        dataset.SOPInstanceUID = ""
+        dataset.file_meta.MediaStorageSOPClassUID = CTImageStorage
+        dataset.save_as(file)
+    assert read(folder).source.warnings == ("4 slice(s) without SOPInstanceUID",)

@@ -1,0 +1,414 @@
+from pathlib import Path
+
+import highdicom
+import numpy as np
+import pydicom
+import pytest
+from pydicom.data import get_testdata_file
+from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence
+
+from medqdm.errors import MedQDMError
+from medqdm.io import read, write_series
+from medqdm.io.dicom_check import check_slice
+from medqdm.volume import Volume, check_same_edges
+
+
+def _nearest(volume, upscale):
+    return [image.repeat(upscale, 0).repeat(upscale, 1) for image in volume.hu]
+
+
+def _write(volume, folder, slices=None, *, upscale=4, entropy=("seed 0",), **options):
+    return write_series(
+        volume,
+        _nearest(volume, upscale) if slices is None else slices,
+        folder,
+        upscale=upscale,
+        description="In-plane super-resolution, test",
+        software_version="0.1.0",
+        weights_id="sha256:abc",
+        uid_entropy=entropy,
+        **options,
+    )
+
+
+def _headers(folder: Path) -> list[Dataset]:
+    return [pydicom.dcmread(file) for file in sorted(folder.glob("*.dcm"))]
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out"
+
+
+@pytest.mark.parametrize(
+    "orientation", [(1, 0, 0, 0, 1, 0), (-1, 0, 0, 0, 0.8, -0.6), (0.6, 0.8, 0, 0, 0, -1)]
+)
+@pytest.mark.parametrize("upscale", [2, 4, 8])
+def test_a_marked_voxel_and_the_edges_stay_where_they_are(ct_series, out, orientation, upscale):
+    volume = read(ct_series(orientation=orientation))
+    report = _write(volume, out, upscale=upscale)
+    enhanced = read(out)
+    assert report.num_slices == 4
+    assert report.files == ("IM0001.dcm", "IM0002.dcm", "IM0003.dcm", "IM0004.dcm")
+    assert enhanced.shape == (4, 48 * upscale, 40 * upscale)
+    mark = np.argwhere(enhanced.hu == 1500).mean(axis=0)
+    np.testing.assert_allclose(
+        enhanced.position_mm(round(mark[0]), mark[1], mark[2]),
+        volume.position_mm(*np.argwhere(volume.hu == 1500)[0]),
+        atol=1e-6,
+    )
+    check_same_edges(volume.corners_mm(), enhanced.corners_mm(), where="test")
+
+
+def test_hu_come_back(ct_series, out):
+    volume = read(ct_series(slope=[1, 0.5, 0.25, 1], intercept=[-1024, -1000, -500, 0]))
+    _write(volume, out, upscale=2)
+    np.testing.assert_array_equal(read(out).hu, np.stack(_nearest(volume, 2)))
+    assert [float(h.RescaleSlope) for h in _headers(out)] == [1, 0.5, 0.25, 1]
+
+
+def test_highdicom_sees_the_volume(ct_series, out):
+    volume = read(ct_series())
+    _write(volume, out)
+    seen = highdicom.get_volume_from_series(_headers(out))
+    assert seen.spatial_shape == (4, 192, 160)
+    np.testing.assert_allclose(seen.spacing, (2.5, 0.2, 0.15), atol=1e-9)
+
+
+def test_what_is_kept_and_what_is_new(ct_series, out):
+    source = ct_series(AcquisitionTime="010203", WindowCenter=40, WindowWidth=400)
+    volume = read(source)
+    report = _write(volume, out)
+    before, after = volume.source.headers[2], _headers(out)[2]
+    for keyword in (
+        "PatientName", "PatientID", "StudyInstanceUID", "StudyDate", "FrameOfReferenceUID",
+        "ImageOrientationPatient", "SliceThickness", "AcquisitionTime", "AcquisitionDate", "KVP",
+        "WindowCenter", "ConvolutionKernel", "InstanceNumber", "PatientPosition", "Modality",
+    ):  # fmt: skip
+        assert after[keyword].value == before[keyword].value, keyword
+    assert after.SeriesInstanceUID == report.series_instance_uid != before.SeriesInstanceUID
+    assert after.SOPInstanceUID == after.file_meta.MediaStorageSOPInstanceUID
+    assert list(after.ImageType) == ["DERIVED", "SECONDARY", "AXIAL", "CT_SOM5"]
+    assert after.SeriesNumber == 304
+    assert after.SeriesDescription == "Thorax SRx4 AI"
+    assert after.ContentQualification == "RESEARCH"
+    assert after.DerivationDescription == "In-plane super-resolution, test"
+    assert after.DerivationCodeSequence[0].CodeValue == "113085"
+    reference = after.SourceImageSequence[0]
+    assert reference.ReferencedSOPInstanceUID == before.SOPInstanceUID
+    assert reference.SpatialLocationsPreserved == "NO"
+    referenced = after.ReferencedSeriesSequence[0]
+    assert referenced.SeriesInstanceUID == before.SeriesInstanceUID
+    assert referenced.ReferencedInstanceSequence[0].ReferencedSOPInstanceUID == (
+        before.SOPInstanceUID
+    )
+
+
+def test_the_scanner_becomes_contributing_equipment(ct_series, out):
+    _write(read(ct_series(SpatialResolution=0.35, GantryID="G", InstitutionName="Clinic")), out)
+    after = _headers(out)[0]
+    assert (after.Manufacturer, after.ManufacturerModelName) == ("medqdm", "medqdm")
+    assert list(after.SoftwareVersions) == ["0.1.0", "weights sha256:abc"]
+    item = after.ContributingEquipmentSequence[0]
+    assert (item.Manufacturer, item.StationName, item.SoftwareVersions) == ("Maker", "CT1", "VB10")
+    assert (item.SpatialResolution, item.InstitutionName) == (0.35, "Clinic")
+    assert item.PurposeOfReferenceCodeSequence[0].CodeValue == "109101"
+    assert not {"StationName", "SpatialResolution", "GantryID"} & set(after.dir())
+
+
+def test_a_derived_source_counts_as_processed_and_keeps_its_history(ct_series, out, tmp_path):
+    _write(read(ct_series()), out, upscale=2)
+    _write(read(out), tmp_path / "twice", upscale=2)
+    after = _headers(tmp_path / "twice")[0]
+    codes = [
+        i.PurposeOfReferenceCodeSequence[0].CodeValue for i in after.ContributingEquipmentSequence
+    ]
+    assert codes == ["109101", "109102"]
+    assert len(after.SourceImageSequence) == len(after.DerivationCodeSequence) == 2
+    assert after.DerivationDescription.count("super-resolution") == 2
+
+
+def test_what_described_the_old_pixels_is_gone(ct_series, out):
+    def burden(dataset, k):
+        dataset.private_block(0x0027, "MAKER", create=True).add_new(0x42, "FL", 1.5)
+        nested = Dataset()
+        nested.private_block(0x0029, "MAKER", create=True).add_new(0x01, "LO", "x")
+        nested.CodeValue, nested.CodingSchemeDesignator = "1", "99X"
+        nested.CodeMeaning = "kept"
+        dataset.ProcedureCodeSequence = Sequence([nested])
+        dataset.SmallestImagePixelValue, dataset.LargestImagePixelValue = -1000, 2000
+        dataset.add_new(0x60000010, "US", 48)
+        dataset.add_new(0x60003000, "OW", bytes(240))
+        dataset.add_new(0x50000005, "US", 2)
+        dataset.DigitalSignaturesSequence = Sequence([Dataset()])
+        dataset.PixelAspectRatio = [1, 1]
+        dataset.OperatorsName = "Somebody"
+        dataset.PerformedProcedureStepID = "17"
+
+    _write(read(ct_series(edit=burden)), out)
+    after = _headers(out)[0]
+    tags = {element.tag for element in after.iterall()}
+    assert not any(tag.is_private or 0x5000 <= tag.group <= 0x60FF for tag in tags)
+    for keyword in (
+        "SmallestImagePixelValue", "LargestImagePixelValue", "DigitalSignaturesSequence",
+        "PixelAspectRatio", "OperatorsName", "PerformedProcedureStepID",
+    ):  # fmt: skip
+        assert keyword not in after
+    assert after.ProcedureCodeSequence[0].CodeMeaning == "kept"
+    assert after.ContributingEquipmentSequence[0].OperatorsName == "Somebody"
+
+
+def test_padding_is_put_back_and_nothing_else_equals_it(ct_series, phantom, out):
+    hu = phantom.copy()
+    hu[:, :6, :6] = -2000
+    volume = read(ct_series(hu, PixelPaddingValue=-976))
+    slices = _nearest(volume, 4)
+    slices[0][30:40, 30:40] = -2000  # a network that hits the code by chance
+    _write(volume, out, slices)
+    enhanced, after = read(out), _headers(out)[0]
+    expected = np.zeros((4, 192, 160), dtype=bool)
+    expected[:, :24, :24] = True
+    np.testing.assert_array_equal(enhanced.padding, expected)
+    assert after.pixel_array[0, 0] == -976
+    assert after.pixel_array[30, 30] == -975
+    assert after["PixelPaddingValue"].VR == "SS"
+
+
+def test_undeclared_padding_is_declared(ct_series, phantom, out):
+    hu = phantom.copy()
+    hu[:, [0, 0, -1, -1], [0, -1, 0, -1]] = -3024
+    _write(read(ct_series(hu)), out, upscale=2)
+    after = _headers(out)[0]
+    assert after.PixelPaddingValue == -2000
+    assert (after.pixel_array == -2000).sum() == 4 * 4
+    assert read(out).source.warnings == ()
+
+
+def test_padding_beyond_bits_stored_widens_the_words(ct_series, phantom, out):
+    hu = phantom.copy()
+    hu[:, :6, :6] = -3024
+    volume = read(ct_series(hu, bits=12, signed=False, PixelPaddingValue=63536))
+    _write(volume, out, upscale=2)
+    after = _headers(out)[0]
+    assert (after.BitsStored, after.HighBit, after.PixelPaddingValue) == (16, 15, 63536)
+    np.testing.assert_array_equal(read(out).hu, np.stack(_nearest(volume, 2)))
+
+
+def test_overshoot_is_clipped_and_counted(ct_series, out):
+    volume = read(ct_series(bits=12, signed=False))
+    slices = _nearest(volume, 2)
+    slices[1][10, 10:13] = 5000
+    slices[1][11, 10:12] = -3000
+    report = _write(volume, out, slices, upscale=2)
+    assert report.num_clipped == 5
+    enhanced = read(out)
+    assert (enhanced.hu[1, 10, 10], enhanced.hu[1, 11, 10]) == (3071, -1024)
+
+
+def test_the_same_run_gives_the_same_uids_and_other_pixels_do_not(ct_series, tmp_path):
+    volume = read(ct_series())
+    changed = _nearest(volume, 4)
+    changed[3][5, 5] += 1
+    runs = {
+        "first": _write(volume, tmp_path / "first"),
+        "second": _write(volume, tmp_path / "second"),
+        "changed": _write(volume, tmp_path / "changed", changed),
+        "seed": _write(volume, tmp_path / "seed", entropy=["seed 1"]),
+    }
+    uids = {name: [h.SOPInstanceUID for h in _headers(tmp_path / name)] for name in runs}
+    assert uids["first"] == uids["second"]
+    assert runs["first"].series_instance_uid == runs["second"].series_instance_uid
+    assert uids["first"][:3] == uids["changed"][:3]
+    assert uids["first"][3] != uids["changed"][3]
+    assert not set(uids["first"]) & set(uids["seed"])
+    assert runs["first"].series_instance_uid != runs["seed"].series_instance_uid
+    every = {uid for name in uids for uid in uids[name]}
+    assert all(uid.is_valid and len(uid) <= 64 for uid in every)
+    assert not every & {h.SOPInstanceUID for h in volume.source.headers}
+
+
+def test_lossy_sources_stay_lossy(ct_series, out):
+    tags = {"LossyImageCompression": "01", "LossyImageCompressionRatio": 12.5}
+    _write(read(ct_series(**tags)), out)
+    after = _headers(out)[0]
+    assert (after.LossyImageCompression, after.LossyImageCompressionRatio) == ("01", 12.5)
+
+
+def test_new_times_follow_the_objects_offset(ct_series, out):
+    _write(read(ct_series(TimezoneOffsetFromUTC="+1400")), out)
+    _write(read(ct_series(folder="west", TimezoneOffsetFromUTC="-1000")), out / "west")
+    east, west = _headers(out)[0], _headers(out / "west")[0]
+    assert east.InstanceCreationDate != west.InstanceCreationDate
+
+
+def test_nothing_appears_if_a_slice_fails(ct_series, tmp_path, out):
+    volume = read(ct_series())
+
+    def slices():
+        yield from _nearest(volume, 4)[:2]
+        raise RuntimeError("out of memory")
+
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        _write(volume, out / "deep", slices())
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("spoil", "match"),
+    [
+        (lambda s: [*s[:3], np.full_like(s[3], np.nan)], "slice 4 must be finite HU"),
+        (lambda s: [s[0][:-1], *s[1:]], r"slice 1 must be finite HU of shape \(192, 160\)"),
+    ],
+)
+def test_bad_slices_are_refused(ct_series, out, spoil, match):
+    volume = read(ct_series())
+    with pytest.raises(MedQDMError, match=match):
+        _write(volume, out, spoil(_nearest(volume, 4)))
+    assert not out.exists()
+
+
+def test_too_few_slices_are_a_bug(ct_series, out):
+    volume = read(ct_series())
+    with pytest.raises(ValueError, match="shorter"):
+        _write(volume, out, _nearest(volume, 4)[:3])
+    assert not out.exists()
+
+
+def test_slices_are_pulled_one_at_a_time(ct_series, out, tmp_path):
+    volume = read(ct_series())
+    seen = []
+
+    def slices():
+        for image in _nearest(volume, 2):
+            seen.append(len(list(tmp_path.glob(".out.*/new/*.dcm"))))
+            yield image
+
+    _write(volume, out, slices(), upscale=2)
+    assert seen == [0, 1, 2, 3]
+
+
+def test_a_filled_folder_is_refused_and_replaced_only_at_the_end(ct_series, out):
+    volume = read(ct_series())
+    out.mkdir()
+    (out / "old.txt").write_text("mine")
+    with pytest.raises(MedQDMError, match=r"must be empty, got files in it.*--overwrite"):
+        _write(volume, out)
+    with pytest.raises(MedQDMError, match="finite"):
+        _write(volume, out, [np.full((192, 160), np.nan)] * 4, overwrite=True)
+    assert (out / "old.txt").read_text() == "mine"
+    _write(volume, out, overwrite=True)
+    assert len(_headers(out)) == 4
+    assert not (out / "old.txt").exists()
+
+
+def test_the_input_is_never_overwritten(ct_series):
+    folder = ct_series()
+    with pytest.raises(MedQDMError, match="must not be the input's"):
+        _write(read(folder), folder, overwrite=True)
+    assert len(read(folder).hu) == 4
+
+
+def test_extra_files_appear_with_the_series_or_nothing_does(ct_series, out, tmp_path):
+    volume = read(ct_series())
+
+    def broken(folder, report):
+        (folder / "run.json").write_text("{")
+        raise RuntimeError("disk full")
+
+    with pytest.raises(RuntimeError, match="disk full"):
+        _write(volume, out, extra=broken)
+    assert not out.exists()
+    _write(volume, out, extra=lambda folder, r: (folder / "n.txt").write_text(str(r.num_slices)))
+    assert (out / "n.txt").read_text() == "4"
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_source_without_study_is_refused(ct_series, out):
+    volume = read(ct_series(StudyInstanceUID=""))
+    with pytest.raises(MedQDMError, match="must have StudyInstanceUID"):
+        _write(volume, out)
+
+
+def test_gaps_and_tilt_keep_their_positions(ct_series, out):
+    def tilted(dataset, k):
+        dataset.ImagePositionPatient = [0.0, 3.0 * k, [0.0, 1.0, 5.0, 6.0][k]]
+
+    volume = read(ct_series(edit=tilted))
+    _write(volume, out)
+    check_same_edges(volume.corners_mm(), read(out).corners_mm(), where="test")
+
+
+def test_a_volume_without_headers_becomes_a_new_series(phantom, out):
+    hu = phantom.copy()
+    volume = Volume.from_spacing(hu, (2.5, 0.8, 0.6))
+    _write(volume, out)
+    enhanced, after = read(out), _headers(out)
+    check_same_edges(volume.corners_mm(), enhanced.corners_mm(), where="test")
+    np.testing.assert_array_equal(enhanced.hu, np.stack(_nearest(volume, 4)))
+    assert len({h.StudyInstanceUID for h in after}) == len({h.FrameOfReferenceUID for h in after})
+    assert after[0].PatientName == ""
+    assert "SourceImageSequence" not in after[0]
+    assert after[0].SpacingBetweenSlices == 2.5
+    assert after[0].Modality == "CT"
+
+
+def test_ct_small_of_pydicom_meets_every_required_attribute(out):
+    volume = read(get_testdata_file("CT_small.dcm"))
+    _write(volume, out)
+    before, after = volume.source.headers[0], _headers(out)[0]
+    assert after.SpecificCharacterSet == before.SpecificCharacterSet
+    assert after.TimezoneOffsetFromUTC == before.TimezoneOffsetFromUTC
+    module_map = highdicom._standard_utils.get_iod_module_map()["ct-image"]
+    for module in module_map:
+        if module["usage"] == "M":
+            highdicom._standard_utils.check_required_attributes(after, module=module["key"])
+
+
+class TestCheckSlice:
+    """Each fault that no conformance tool sees is caught on the written file."""
+
+    @pytest.fixture
+    def written(self, ct_series, phantom, out):
+        hu = phantom.copy()
+        hu[:, :6, :6] = -2000
+        tags = {"LossyImageCompression": "01", "LossyImageCompressionRatio": 10}
+        volume = read(ct_series(hu, bits=14, PixelPaddingValue=-976, **tags))
+        _write(volume, out, upscale=2)
+        padding = volume.padding[0].repeat(2, 0).repeat(2, 1)
+        return out / "IM0001.dcm", volume.source.headers[0], padding
+
+    def test_a_good_one_passes(self, written):
+        check_slice(*written)
+
+    @pytest.mark.parametrize(
+        ("spoil", "match"),
+        [
+            (lambda ds: setattr(ds, "ImageType", ["ORIGINAL", "PRIMARY", "AXIAL"]), "be DERIVED"),
+            (lambda ds: setattr(ds, "Modality", "MR"), "Modality CT"),
+            (lambda ds: ds.add_new("PixelPaddingValue", "US", 64560), "PixelPaddingValue as SS"),
+            (lambda ds: ds.add_new(0x60000010, "US", 48), "no overlay"),
+            (lambda ds: setattr(ds, "SmallestImagePixelValue", 0), "nothing about the old pixels"),
+            (lambda ds: delattr(ds, "LossyImageCompressionRatio"), "record of lossy"),
+            (lambda ds: setattr(ds, "PixelData", b"\x00\x40" * 7680), "within BitsStored"),
+            (lambda ds: setattr(ds, "PixelData", b"\x00\x00" * 7680), "hold padding exactly"),
+            (lambda ds: setattr(ds, "PixelSpacing", [0.4, 0.3001]), "outer edges must stay"),
+            (lambda ds: setattr(ds, "ImagePositionPatient", [-11, -17, 30]), "outer edges"),
+        ],
+    )
+    def test_a_spoilt_one_does_not(self, written, spoil, match):
+        file, header, padding = written
+        dataset = pydicom.dcmread(file)
+        spoil(dataset)
+        dataset.save_as(file)
+        with pytest.raises(MedQDMError, match=match):
+            check_slice(file, header, padding)
+
+    def test_a_reused_uid_is_caught(self, written):
+        file, header, padding = written
+        dataset = pydicom.dcmread(file)
+        dataset.SOPInstanceUID = header.SOPInstanceUID
+        dataset.save_as(file)
+        with pytest.raises(MedQDMError, match="UIDs of its own"):
+            check_slice(file, header, padding)
