@@ -1,8 +1,6 @@
 """The command line: ``medqdm enhance``, ``train``, ``evaluate`` and their companions."""
 
-import json
 import logging
-import sys
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from pathlib import Path
@@ -70,7 +68,7 @@ def setup(
 
 
 @app.command()
-def enhance(  # noqa: PLR0913  (one option each)
+def enhance(  # noqa: PLR0913, PLR0917  (one option each)
     series: Annotated[Path, typer.Argument(help="DICOM folder, or a NIfTI, NRRD or MHA file.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Output folder.")],
     task: Annotated[str, typer.Option(help="Task of the bundled weights.")] = "sr4",
@@ -90,31 +88,21 @@ def enhance(  # noqa: PLR0913  (one option each)
     overwrite: Overwrite = False,
 ) -> None:
     """Enhance a CT series in plane and write a new one; the input is never touched."""
-    from medqdm import io  # noqa: PLC0415  (heavy imports stay inside the commands)
-    from medqdm.enhance import Enhancer, bundled_weights, enhance_volume  # noqa: PLC0415
+    from medqdm.enhance import enhance_series
 
-    volume = io.read(series, series=series_uid, slice_axis=slice_axis)
-    io.check_output_folder(out, volume, overwrite=overwrite)
-    enhancer = Enhancer(
-        weights or bundled_weights(task), device=device, seed=seed, overrides=settings or ()
-    )
-    slices, height, width = volume.shape
-    seconds = enhancer.estimate_seconds(volume)
-    console.print(
-        f"{volume.source.kind} series: {slices} slices of {width} x {height}, "
-        f"{volume.spacing_mm[0]:.3g} mm pixels -> x{enhancer.task.upscale}, "
-        f"s = {enhancer.task.quadtree.threshold:g} ({enhancer.task.threshold_hu:g} HU), "
-        f"on {enhancer.device}, about {_duration(seconds)}",
-        soft_wrap=True,
-    )
-    for warning in enhancer.warnings(volume):
-        messages.print(f"[yellow]warning:[/] {warning}", soft_wrap=True)
-    summary = enhance_volume(
-        enhancer,
-        volume,
+    summary = enhance_series(
+        series,
         out,
+        task=task,
+        weights=weights,
+        device=device,
+        seed=seed,
         file_format=file_format.value,
+        series_uid=series_uid,
+        slice_axis=slice_axis,
+        settings=settings or (),
         overwrite=overwrite,
+        announce=_announce,
         track=lambda done, total: _progress(done, total, "slices"),
     )
     numbers = summary.numbers()
@@ -142,13 +130,13 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the whole task.")] = False,
 ) -> None:
     """Train a task: KL-VAE, then QDM, then export. The same command resumes."""
-    from medqdm.config import load_task  # noqa: PLC0415
+    from medqdm.config import load_task
 
     chosen = load_task(task, settings or ())
     if dry_run:
         _print_yaml(chosen.model_dump(mode="json"))
         return
-    from medqdm.training.run import train as run  # noqa: PLC0415
+    from medqdm.training.run import train as run
 
     weights = run(chosen, data, out, autoencoder=autoencoder)
     console.print(f"weights: {weights}", soft_wrap=True)
@@ -163,8 +151,8 @@ def prepare(
     overwrite: Overwrite = False,
 ) -> None:
     """Write a fixed Med-SR set: LR and HR slices and a manifest with the seeds."""
-    from medqdm.config import load_task  # noqa: PLC0415
-    from medqdm.data import prepare as write_set  # noqa: PLC0415
+    from medqdm.config import load_task
+    from medqdm.data import prepare as write_set
 
     count = write_set(load_task(task, settings or ()), data, out, overwrite=overwrite)
     console.print(f"{count} pairs written to {out}", soft_wrap=True)
@@ -173,7 +161,7 @@ def prepare(
 @app.command()
 def tasks() -> None:
     """List the tasks that come with medqdm."""
-    from medqdm.config import load_task, task_names  # noqa: PLC0415
+    from medqdm.config import load_task, task_names
 
     table = Table("task", "what it does", "threshold", box=None)
     for name in task_names():
@@ -195,8 +183,8 @@ def import_weights(
     settings: Set = None,
 ) -> None:
     """Turn published QDM and KL-VAE checkpoints into one medqdm weights file."""
-    from medqdm import checkpoint  # noqa: PLC0415
-    from medqdm.config import load_task  # noqa: PLC0415
+    from medqdm import checkpoint
+    from medqdm.config import load_task
 
     imported = checkpoint.import_weights(
         qdm=qdm, autoencoder=autoencoder, task=load_task(task, settings or ())
@@ -211,6 +199,22 @@ def import_weights(
         dtype="float32",
     )
     console.print(f"weights: {out}", soft_wrap=True)
+
+
+def _announce(enhancer: Any, volume: Any) -> None:
+    """One line saying what was found (nothing of the patient), and the warnings."""
+    slices, height, width = volume.shape
+    task = enhancer.task
+    console.print(
+        f"{volume.source.kind} series: {slices} slices of {width} x {height}, "
+        f"{volume.spacing_mm[1]:.3g} mm pixels -> x{task.upscale} ({task.name}), "
+        f"s = {task.quadtree.threshold:g} ({task.threshold_hu:g} HU), on {enhancer.device}, "
+        f"about {_duration(enhancer.estimate_seconds(volume))}",
+        soft_wrap=True,
+        highlight=False,
+    )
+    for warning in enhancer.warnings(volume):
+        messages.print(f"[yellow]warning:[/] {warning}", soft_wrap=True, highlight=False)
 
 
 def _progress(items: Iterable[Any], total: int, unit: str) -> Iterator[Any]:
@@ -232,7 +236,7 @@ def _duration(seconds: float) -> str:
 
 
 def _print_yaml(data: dict[str, Any]) -> None:
-    import yaml  # noqa: PLC0415
+    import yaml
 
     console.print(yaml.safe_dump(data, sort_keys=False), end="", markup=False, highlight=False)
 

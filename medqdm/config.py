@@ -25,6 +25,7 @@ from medqdm.window import Window
 _PACKAGED = Path(__file__).parent / "configs"  # in a wheel; a checkout has configs/ beside medqdm/
 CONFIGS = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parent.parent / "configs"
 
+
 def _require_odd(value: int) -> int:
     if value % 2 == 0:
         raise ValueError("must be odd")

@@ -92,9 +92,7 @@ class Engine(nn.Module):
         settings = self.task.quadtree
         if threshold is None:
             threshold = threshold_for(lr, settings.threshold, settings.noise_factor)
-        return Quadtree(
-            lr, threshold, num_levels=settings.num_levels, inclusive=settings.inclusive
-        )
+        return Quadtree(lr, threshold, num_levels=settings.num_levels, inclusive=settings.inclusive)
 
     def condition(self, lr: Image) -> Latent:
         """The LR image with as many channels as the networks were trained with."""

@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from medqdm import __version__, checkpoint, io, metrics, picture
+from medqdm import checkpoint, io, metrics, picture
 from medqdm.config import Precision, Task, override
 from medqdm.engine import Engine, autocast
 from medqdm.errors import MedQDMError
+from medqdm.io.whole import whole_folder
 from medqdm.tiling import Fusion, tile_starts
+from medqdm.version import __version__
 from medqdm.volume import Volume
 
 WEIGHTS_FOLDER = Path(__file__).parent / "weights"
@@ -346,7 +348,6 @@ def enhance_volume(
     """
     if file_format not in FORMATS:
         raise MedQDMError(f"--format: must be one of {', '.join(FORMATS)}, got {file_format!r}")
-    io.check_output_folder(out, volume, overwrite=overwrite)
     summary = Summary(warnings=enhancer.warnings(volume))
     middle = len(volume.hu) // 2
     kept: dict[str, EnhancedSlice] = {}
@@ -395,12 +396,86 @@ def enhance_volume(
             extra=finish,
         )  # fmt: skip
         return summary
-    with io.whole_folder(out, overwrite=overwrite) as folder:
+    with whole_folder(out, overwrite=overwrite) as folder:
         whole = np.stack([np.rint(hu).clip(-32768, 32767).astype(np.int16) for hu in pixels()])
         enlarged = volume.with_pixels(whole)
-        io.write(enlarged, folder / f"enhanced{FORMATS[file_format]}")
+        io.write(volume, enlarged, folder / f"enhanced{FORMATS[file_format]}")
         add_files(folder)
     return summary
+
+
+def enhance_series(  # noqa: PLR0913  (all by keyword but two)
+    series: str | Path,
+    out: str | Path,
+    *,
+    task: str = "sr4",
+    weights: str | Path | None = None,
+    device: str = "auto",
+    seed: int = 0,
+    file_format: str = "dicom",
+    series_uid: str | None = None,
+    slice_axis: int | None = None,
+    settings: Sequence[str] = (),
+    overwrite: bool = False,
+    announce: Callable[[Enhancer, Volume], None] = lambda _enhancer, _volume: None,
+    track: Track = lambda slices, _total: slices,
+) -> Summary:
+    """Read a series, enhance it, write it: what ``medqdm enhance`` does, in one call.
+
+    Args:
+        series: DICOM folder, or a NIfTI, NRRD or MetaImage file.
+        out: folder to write, see ``enhance_volume``.
+        task: whose bundled weights to take.
+        weights: a weights file instead of the bundled ones.
+        device: see ``choose_device``.
+        seed: of the noise.
+        file_format: one of ``FORMATS``.
+        series_uid: SeriesInstanceUID, where the folder holds several series.
+        slice_axis: array axis across slices, where a NIfTI, NRRD or MetaImage file does not tell.
+        settings: ``key=value`` changes to the task that the weights carry.
+        overwrite: replace an output folder that has files in it.
+        announce: called once, with the loaded model and the volume, before the work begins.
+        track: wraps the slices as they come, with their number, to show progress.
+
+    Raises:
+        MedQDMError: anything about input, weights, settings or output that the user can put right.
+    """
+    check_output(Path(series), Path(out), overwrite=overwrite)
+    volume = io.read(series, series=series_uid, slice_axis=slice_axis)
+    enhancer = Enhancer(
+        Path(weights) if weights else bundled_weights(task),
+        device=device,
+        seed=seed,
+        overrides=settings,
+    )
+    announce(enhancer, volume)
+    return enhance_volume(
+        enhancer, volume, Path(out), file_format=file_format, overwrite=overwrite, track=track
+    )
+
+
+def check_output(series: Path, out: Path, *, overwrite: bool) -> None:
+    """Refuse, before any work is done, an output folder that must not be written.
+
+    Raises:
+        MedQDMError: it is the input, holds it or lies in it; or it is in use.
+    """
+    source, target = series.resolve(), out.resolve()
+    if source.is_dir() and (source == target or source in target.parents):
+        raise MedQDMError(
+            f"{out}: the output must not lie in the input folder, got one that does; "
+            "choose another folder"
+        )
+    if target in source.parents:
+        raise MedQDMError(
+            f"{out}: the output must not be a folder that holds the input, got one that does; "
+            "choose another folder"
+        )
+    if out.is_dir() and any(out.iterdir()) and not overwrite:
+        raise MedQDMError(
+            f"{out}: the output folder must be empty, got files in it; "
+            "choose another one or add --overwrite"
+        )
 
 
 def describe(enhancer: Enhancer) -> str:

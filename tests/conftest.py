@@ -9,7 +9,7 @@ import pydicom
 import pytest
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 pydicom.config.settings.reading_validation_mode = pydicom.config.RAISE
 pydicom.config.settings.writing_validation_mode = pydicom.config.RAISE
@@ -36,7 +36,8 @@ def ct_series(tmp_path: Path, phantom: NDArray[np.float32]) -> CTSeries:
 
     Arguments, all optional: ``hu (z, y, x)``, ``folder`` (a name below tmp_path), ``spacing_mm``
     (z, y, x), ``origin_mm``, ``orientation`` (six cosines), ``slope`` and ``intercept`` (numbers or
-    one per slice), ``bits``, ``signed``, ``edit(dataset, k)`` for what is odd, and tags by keyword.
+    one per slice), ``bits``, ``signed``, ``syntax``, ``edit(dataset, k)`` for what is odd, and
+    tags by keyword.
     """
 
     def write(
@@ -50,6 +51,7 @@ def ct_series(tmp_path: Path, phantom: NDArray[np.float32]) -> CTSeries:
         intercept: Any = -1024,
         bits: int = 16,
         signed: bool = True,
+        syntax: UID = ExplicitVRLittleEndian,
         edit: Callable[[Dataset, int], None] | None = None,
         **tags: Any,
     ) -> Path:
@@ -70,12 +72,16 @@ def ct_series(tmp_path: Path, phantom: NDArray[np.float32]) -> CTSeries:
             dataset.BitsStored, dataset.HighBit = bits, bits - 1
             dataset.PixelRepresentation = int(signed)
             words = np.rint((image - float(intercepts[k])) / float(slopes[k])).astype(np.int64)
-            dataset.PixelData = (words & 0xFFFF).astype("<u2").tobytes()
+            order = "<u2" if syntax.is_little_endian else ">u2"
+            dataset.add_new("PixelData", "OW", (words & 0xFFFF).astype(order).tobytes())
             for keyword, value in tags.items():
                 setattr(dataset, keyword, value)
             if edit is not None:
                 edit(dataset, k)
             dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+            if syntax.is_encapsulated:
+                dataset.compress(syntax, generate_instance_uid=False)
+            dataset.file_meta.TransferSyntaxUID = syntax
             dataset.save_as(path / f"{len(hu) - k:03d}", enforce_file_format=True)
         return path
 

@@ -75,7 +75,7 @@ def make_pairs(patients: int = 1, slices: int = 1) -> list[Pair]:
     return pairs
 
 
-class KnownEnhancer:
+class KnownEnhancer(Enhancer):
     """Enhances by a function of the pair, where the network is not the point."""
 
     task = TASK
@@ -173,16 +173,31 @@ def test_noise_of_a_slice_follows_its_number() -> None:
     assert seen == [0, 1, 2]
 
 
-def test_lpips_is_measured_in_the_window_when_given() -> None:
+@pytest.fixture
+def untrained_lpips() -> PerceptualDistance:
+    """LPIPS with weights of no meaning, under the published names and shapes."""
     generator = torch.Generator().manual_seed(0)
-    model = PerceptualDistance.__new__(PerceptualDistance)
-    torch.nn.Module.__init__(model)
-    model.register_buffer("shift", torch.zeros(1))
-    model.forward = lambda sr, hr: (sr - hr).abs().amax(dim=(1, 2, 3))  # type: ignore[method-assign]
-    pairs = make_pairs()
-    found = run(pairs, lambda pair: pair["hr_hu"] + 100, lpips=model)
-    assert generator is not None
-    assert value(found, "lpips") == pytest.approx(0.1, abs=1e-6)
+    state, channels, index = {}, 3, 0
+    for stage, widths in enumerate([(64,) * 2, (128,) * 2, (256,) * 3, (512,) * 3, (512,) * 3]):
+        index += stage > 0  # pooling
+        for width in widths:
+            weight = torch.randn(width, channels, 3, 3, generator=generator)
+            state[f"features.{index}.weight"] = weight / (9 * channels) ** 0.5
+            state[f"features.{index}.bias"] = torch.zeros(width)
+            channels, index = width, index + 2
+        state[f"lin{stage}.model.1.weight"] = torch.ones(1, channels, 1, 1)
+    return PerceptualDistance(state)
+
+
+def test_lpips_is_measured_on_the_window_when_given(untrained_lpips: PerceptualDistance) -> None:
+    [pair] = pairs = make_pairs()
+    found = run(pairs, lambda pair: pair["hr_hu"] + 100, lpips=untrained_lpips)
+    sr, hr = (
+        torch.from_numpy(WINDOW.normalize(hu))[None, None]
+        for hu in (pair["hr_hu"] + 100, pair["hr_hu"])
+    )
+    assert value(found, "lpips") == pytest.approx(float(untrained_lpips(sr, hr)), rel=1e-5)
+    assert value(found, "lpips") > 0
     assert found.mean("lpips", "medqdm", "body") is None
     assert run(pairs, truth).mean("lpips", "medqdm") is None
 
@@ -312,14 +327,14 @@ def test_air_has_no_body() -> None:
 
 
 def test_a_window_above_the_threshold_still_shows_the_body() -> None:
-    narrow = Window(center_hu=40, width_hu=400)
+    narrow = Window(center_hu=40.0, width_hu=400.0)
     assert body_mask(narrow.clip(body(0)), narrow).mean() == pytest.approx(0.5, abs=0.05)
 
 
 def save_nifti(path: Path, voxels: NDArray[Any], *, ras_signs: tuple[int, int] = (-1, -1)) -> None:
     """``(z, y, x)`` with 0.7 mm pixels; signs of x and y in RAS, with the volume's place kept."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    depth, height, width = voxels.shape
+    _, height, width = voxels.shape
     affine = np.diag([ras_signs[0] * 0.7, ras_signs[1] * 0.7, 3.0, 1.0])
     stored = voxels.transpose(2, 1, 0)
     for axis, (sign, length) in enumerate(zip(ras_signs, (width, height), strict=True)):
@@ -344,8 +359,8 @@ def save_npz(path: Path, voxels: NDArray[Any]) -> None:
 
 @pytest.fixture
 def volumes(tmp_path: Path) -> Path:
-    """One patient of three 70 x 80 slices, which are cropped to 64 x 64."""
-    hu = np.full((3, 70, 80), -1000)
+    """One patient of three 70 x 78 slices, which are cropped to 64 x 64."""
+    hu = np.full((3, 70, 78), -1000)
     hu[:, 5:65, 10:70] = 40 + np.random.default_rng(0).normal(0, 50, (3, 60, 60))
     save_nifti(tmp_path / "data" / "a.nii.gz", hu)
     return tmp_path / "data"
@@ -354,7 +369,7 @@ def volumes(tmp_path: Path) -> Path:
 @pytest.fixture
 def marked() -> NDArray[np.uint8]:
     """A mask of the volumes' shape, alike under no flip; rows 20 to 29, columns 30 to 49."""
-    mask = np.zeros((3, 70, 80), dtype=np.uint8)
+    mask = np.zeros((3, 70, 78), dtype=np.uint8)
     mask[1, 20:30, 30:50] = 2
     return mask
 
@@ -373,7 +388,7 @@ def test_masks_are_cropped_as_the_slices(
     SAVE[name](tmp_path / "roi" / name, marked)
     rois = RoiFolder(tmp_path / "roi", volumes, PX)
     expected = np.zeros((PX, PX), dtype=np.bool_)
-    expected[17:27, 22:42] = True  # (70 - 64) / 2 rows and (80 - 64) / 2 columns went
+    expected[17:27, 23:43] = True  # (70 - 64) / 2 rows and (78 - 64) / 2 columns went
     assert (rois.mask("a", 1) == expected).all()
     assert not rois.mask("a", 0).any()
 
@@ -384,8 +399,51 @@ def test_masks_with_axes_the_other_way_round_land_on_the_same_voxels(
 ) -> None:
     save_nifti(tmp_path / "roi" / "a.nii.gz", marked, ras_signs=ras_signs)
     mask = RoiFolder(tmp_path / "roi", volumes, PX).mask("a", 1)
-    assert mask[17:27, 22:42].all()
+    assert mask[17:27, 23:43].all()
     assert mask.sum() == 200
+
+
+def test_a_nifti_mask_lands_on_a_dicom_series(
+    ct_series: Callable[..., Path], phantom: Image, tmp_path: Path
+) -> None:
+    spacing, origin = (2.5, 0.8, 0.6), (-11.0, -17.0, 30.0)
+    ct_series(folder="data/patient", spacing_mm=spacing, origin_mm=origin)
+    mask = np.zeros(phantom.shape, dtype=np.uint8)
+    mask[2, 13, 27] = 1  # the marked voxel
+    affine = np.diag([-0.6, 0.8, 2.5, 1.0])  # y runs forward, as dcm2niix writes it
+    affine[:3, 3] = -origin[0], -(origin[1] + 47 * 0.8), origin[2]
+    (tmp_path / "roi").mkdir()
+    stored = np.ascontiguousarray(mask.transpose(2, 1, 0)[:, ::-1])
+    nibabel.save(nibabel.Nifti1Image(stored, affine), tmp_path / "roi" / "patient.nii.gz")
+
+    rois = RoiFolder(tmp_path / "roi", tmp_path / "data", PX)
+    pairs = list(open_pairs(TASK, tmp_path / "data")[0])
+    found = rois.mask("patient", 2)
+    assert found.sum() == 1
+    assert pairs[2]["hr_hu"][found] == WINDOW.high_hu  # 1500 HU, clipped
+    assert not rois.mask("patient", 1).any()
+
+
+def test_masks_with_equal_spacings_have_their_slices_on_the_last_axis(tmp_path: Path) -> None:
+    mask = np.zeros((5, PX, PX), dtype=np.uint8)
+    mask[3, 10:20, 30:50] = 1
+    for name in ("data", "roi"):
+        (tmp_path / name).mkdir()
+        image = nibabel.Nifti1Image(mask.transpose(2, 1, 0), np.diag([-1.0, -1.0, 1.0, 1.0]))
+        nibabel.save(image, tmp_path / name / "a.nii.gz")
+    found = RoiFolder(tmp_path / "roi", tmp_path / "data", PX).mask("a", 3)
+    assert (found == mask[3]).all()
+
+
+def test_a_damaged_volume_is_refused_by_its_reader(
+    ct_series: Callable[..., Path], tmp_path: Path
+) -> None:
+    series = ct_series(folder="data/patient")
+    for file in series.iterdir():
+        file.write_bytes(file.read_bytes()[:-500])
+    save_npz(tmp_path / "roi" / "patient.npz", np.ones((4, 48, 40)))
+    with pytest.raises(MedQDMError):
+        RoiFolder(tmp_path / "roi", tmp_path / "data", PX)
 
 
 def test_masks_of_large_volumes_are_reduced_with_them(tmp_path: Path) -> None:
@@ -404,7 +462,9 @@ def test_scores_of_the_roi_are_those_of_its_pixels(
     save_npz(tmp_path / "roi" / "a.npz", marked)
     rois = RoiFolder(tmp_path / "roi", volumes, PX)
     pairs = list(open_pairs(TASK, volumes)[0])
-    found = run(pairs, lambda pair: pair["hr_hu"] + 9 * rois.mask("a", pair["slice"]), rois=rois)
+    found = run(
+        pairs, lambda pair: pair["hr_hu"] + np.float32(9) * rois.mask("a", pair["slice"]), rois=rois
+    )
     roi = [s for s in found.scores if (s.method, s.region) == ("medqdm", "roi")]
     assert [(s.slice, s.num_pixels) for s in roi] == [(1, 200)]
     assert roi[0].values["bias_hu"] == pytest.approx(9, abs=1e-4)
@@ -421,7 +481,7 @@ def test_masks_that_do_not_fit_are_refused(
     with pytest.raises(MedQDMError, match="one mask for a, got none; name it a with"):
         RoiFolder(roi, volumes, PX)
     save_npz(roi / "a.npz", marked[:2])
-    with pytest.raises(MedQDMError, match=r"shape \(3, 70, 80\), got \(2, 70, 80\)"):
+    with pytest.raises(MedQDMError, match=r"shape \(3, 70, 78\), got \(2, 70, 78\)"):
         RoiFolder(roi, volumes, PX)
     save_nrrd(roi / "a.nrrd", marked, origin_mm=1.4)
     with pytest.raises(MedQDMError, match="one mask for a, got 2"):
@@ -430,7 +490,7 @@ def test_masks_that_do_not_fit_are_refused(
     with pytest.raises(MedQDMError, match=r"grid of the volume, got corners 1\.40 mm apart"):
         RoiFolder(roi, volumes, PX)
     save_nrrd(roi / "a.nrrd", marked[:, 1:])
-    with pytest.raises(MedQDMError, match=r"shape \(3, 70, 80\), got \(3, 69, 80\)"):
+    with pytest.raises(MedQDMError, match=r"shape \(3, 70, 78\), got \(3, 69, 78\)"):
         RoiFolder(roi, volumes, PX)
 
 
@@ -439,7 +499,7 @@ def test_masks_that_do_not_fit_are_refused(
     [
         (b"no archive", "must be a NumPy archive"),
         ({"a": np.zeros((1, 2)), "b": np.zeros((1, 2))}, "one .z, y, x. array of numbers"),
-        ({"a": np.zeros((3, 70, 80), dtype="U1")}, "one .z, y, x. array of numbers"),
+        ({"a": np.zeros((3, 70, 78), dtype="U1")}, "one .z, y, x. array of numbers"),
     ],
 )
 def test_archives_without_a_mask_are_refused(

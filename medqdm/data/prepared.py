@@ -10,12 +10,12 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from medqdm import __version__
 from medqdm.config import Task
 from medqdm.data.samples import FixedSlices
 from medqdm.data.slices import Patient, find_patients, load_slices, sample_seed, spread
 from medqdm.errors import MedQDMError
 from medqdm.io.whole import whole_folder
+from medqdm.version import __version__
 
 MANIFEST = "manifest.json"
 

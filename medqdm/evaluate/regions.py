@@ -118,7 +118,7 @@ def _load(file: Path, patient: Patient, slice_px: int) -> Mask:
             "save the mask on the grid of the volume"
         )
     # values far above 1, because slices are rounded to whole HU after the area average
-    slices, _ = to_hr_slices(replace(volume, hu=np.where(inside, 1000, 0)), slice_px)
+    slices, _ = to_hr_slices(replace(volume, hu=inside * np.float32(1000)), slice_px)
     half: Mask = slices >= 500
     return half
 

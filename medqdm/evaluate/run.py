@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medqdm import __version__, metrics
+from medqdm import metrics
 from medqdm.config import Task
 from medqdm.data import (
     Pair,
@@ -28,6 +28,7 @@ from medqdm.evaluate.intervals import Interval, interval
 from medqdm.evaluate.methods import BASELINES
 from medqdm.evaluate.regions import RoiFolder, body_mask
 from medqdm.models.perceptual import PerceptualDistance
+from medqdm.version import __version__
 from medqdm.window import Window
 
 Image = NDArray[np.float32]

@@ -109,18 +109,17 @@ def to_lattice(source: Volume, volume: Volume) -> Lattice:
     return Lattice(voxels.transpose(np.argsort((axis, y, x))), placed)
 
 
-def corners_mm(lattice_affine: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.float64]:
+def corners_mm(lattice: Lattice) -> NDArray[np.float64]:
     """``(1, 8, 3)`` outer corners of a lattice: what must not move when it is resampled."""
-    index = np.array(np.meshgrid(*[(-0.5, n - 0.5) for n in shape], indexing="ij"))
+    index = np.array(np.meshgrid(*[(-0.5, n - 0.5) for n in lattice.voxels.shape], indexing="ij"))
     points = index.reshape(3, 8).T
-    corners: NDArray[np.float64] = points @ lattice_affine[:3, :3].T + lattice_affine[:3, 3]
+    corners: NDArray[np.float64] = points @ lattice.affine[:3, :3].T + lattice.affine[:3, 3]
     return corners[None]
 
 
-def lattice_corners_mm(volume: Volume, source: Volume) -> NDArray[np.float64]:
-    """``(1, 8, 3)`` outer corners of the lattice that ``volume`` becomes in a file."""
-    lattice = to_lattice(source, volume)
-    return corners_mm(lattice.affine, lattice.voxels.shape)
+def lattice_corners_mm(source: Volume) -> NDArray[np.float64]:
+    """``(1, 8, 3)`` outer corners of the file that ``source`` is or would be."""
+    return corners_mm(to_lattice(source, source))
 
 
 def value_warnings(hu: NDArray[np.float32]) -> tuple[str, ...]:

@@ -217,6 +217,8 @@ def _describe_derivation(source: Dataset, out: Dataset, derivation: Derivation) 
     before = str(source.get("DerivationDescription") or "")
     text = f"{before}; {derivation.description}" if before else derivation.description
     out.DerivationDescription = text[-1024:]
+    for keyword in ("SourceImageSequence", "ReferencedImageSequence"):
+        _drop_empty_references(out, keyword)
     earlier = list(out.get("DerivationCodeSequence") or [])
     out.DerivationCodeSequence = Sequence([*earlier, _code("113085", "Spatial resampling")])
     uid = str(source.get("SOPInstanceUID") or "")
@@ -237,6 +239,15 @@ def _describe_derivation(source: Dataset, out: Dataset, derivation: Derivation) 
         if item.get("SeriesInstanceUID") != source.SeriesInstanceUID
     ]
     out.ReferencedSeriesSequence = Sequence([*others, series])
+
+
+def _drop_empty_references(out: Dataset, keyword: str) -> None:
+    items = list(out.get(keyword) or [])
+    kept = [item for item in items if item.get("ReferencedSOPInstanceUID")]
+    if keyword in out and not kept:
+        delattr(out, keyword)
+    elif len(kept) < len(items):
+        setattr(out, keyword, Sequence(kept))
 
 
 def _reference(source: Dataset) -> Dataset:

@@ -201,12 +201,15 @@ def _keep_largest_stack(slices: list[Slice], warnings: list[str], label: str) ->
     stacks.sort(key=len, reverse=True)
     if len(stacks) > 1 and len(stacks[0]) == len(stacks[1]):
         raise MedQDMError(
-            f"{label}: slices must share orientation, matrix and spacing, got {len(stacks)} groups "
-            f"of {', '.join(str(len(stack)) for stack in stacks)}; give the files of one group"
+            f"{label}: slices must share orientation, matrix, spacing and frame of reference, "
+            f"got {len(stacks)} groups of {', '.join(str(len(stack)) for stack in stacks)}; "
+            "give the files of one group"
         )
     if len(stacks) > 1:
         left = len(slices) - len(stacks[0])
-        warnings.append(f"left out {left} image(s) of another orientation, matrix or spacing")
+        warnings.append(
+            f"left out {left} image(s) of another orientation, matrix, spacing or frame"
+        )
     return stacks[0]
 
 
@@ -246,7 +249,7 @@ def _spacing_warnings(heights: NDArray[np.float64]) -> list[str]:
     steps = np.diff(heights)
     if len(steps) == 0 or np.ptp(steps) <= 0.01:
         return []
-    usual = float(np.median(steps))
+    usual = float(np.sort(steps)[(len(steps) - 1) // 2])
     wide = np.flatnonzero(steps > 1.5 * usual)
     if len(wide) == 0:
         return [f"slices are unevenly spaced, {steps.min():.3f} to {steps.max():.3f} mm"]

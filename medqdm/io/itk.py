@@ -85,11 +85,8 @@ def write_itk(source: Volume, volume: Volume, path: Path, *, overwrite: bool = F
     with whole_file(path, overwrite=overwrite) as partial:
         sitk.WriteImage(image, str(partial), useCompression=True)
         written = sitk.ReadImage(str(partial))
-        check_same_edges(
-            lattice_corners_mm(source, source),
-            corners_mm(_affine(written), written.GetSize()),
-            where=path.name,
-        )
+        found = Lattice(sitk.GetArrayViewFromImage(written).T, _affine(written))
+        check_same_edges(lattice_corners_mm(source), corners_mm(found), where=path.name)
 
 
 def _affine(image: Any) -> Any:

@@ -1,6 +1,5 @@
 """NIfTI: reading and writing; the only place where LPS meets RAS."""
 
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 from zlib import error as ZlibError  # noqa: N812  (an exception class in lower case)
@@ -11,6 +10,7 @@ from nibabel.affines import voxel_sizes
 from nibabel.filebasedimages import ImageFileError
 from numpy.typing import NDArray
 
+import medqdm
 from medqdm.errors import MedQDMError
 from medqdm.io.axes import (
     Lattice,
@@ -92,15 +92,13 @@ def write_nifti(source: Volume, volume: Volume, path: Path, *, overwrite: bool =
         MedQDMError: uneven slices, an outer edge that would move, or the file exists.
     """
     lattice = to_lattice(source, volume)
-    image = _image(source, lattice)
+    expected = lattice_corners_mm(source)
+    check_same_edges(expected, corners_mm(lattice), where=path.name)
     with whole_file(path, overwrite=overwrite) as partial:
-        nibabel.save(image, partial)
+        nibabel.save(_image(source, lattice), partial)
         written = nibabel.load(partial)
-        check_same_edges(
-            lattice_corners_mm(source, source),
-            corners_mm(_LPS_RAS @ written.affine, written.shape),
-            where=path.name,
-        )
+        found = Lattice(written.dataobj, _LPS_RAS @ written.affine)
+        check_same_edges(expected, corners_mm(found), where=path.name)
 
 
 def _image(source: Volume, lattice: Lattice) -> Any:
@@ -112,7 +110,9 @@ def _image(source: Volume, lattice: Lattice) -> Any:
     image = kind(np.ascontiguousarray(lattice.voxels), affine, header)
     image.header.set_slope_inter(1, 0)
     image.header.set_xyzt_units("mm", None if own is None else own.get_xyzt_units()[1])
-    image.header["descrip"] = f"medqdm {_version()}, derived by AI super-resolution".encode()
+    image.header["descrip"] = (
+        f"medqdm {medqdm.__version__}, derived by AI super-resolution".encode()
+    )
     image.header["cal_min"] = image.header["cal_max"] = 0
     _set_forms(image, own, affine, lattice.voxels.shape)
     return image
@@ -151,10 +151,3 @@ def _rescaled(affine: NDArray[Any], ratio: NDArray[Any]) -> NDArray[np.float64]:
 def _is_sheared(affine: NDArray[Any]) -> bool:
     unit = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     return bool(np.abs(unit.T @ unit - np.eye(3)).max() > 1e-4)
-
-
-def _version() -> str:
-    try:
-        return version("medqdm")
-    except PackageNotFoundError:  # a source tree that was never installed
-        return "unknown"

@@ -18,7 +18,7 @@ from pytorch_lightning.callbacks import (
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from torch import nn
 
-from medqdm import __version__, checkpoint
+from medqdm import checkpoint
 from medqdm.config import Task
 from medqdm.data import SliceDataModule, load_slices
 from medqdm.engine import Engine, autocast, is_bf16_fast
@@ -27,6 +27,7 @@ from medqdm.models.autoencoder import KLAutoencoder
 from medqdm.models.perceptual import PerceptualDistance, load_perceptual
 from medqdm.training.autoencoder import AutoencoderModule
 from medqdm.training.diffusion import DiffusionModule
+from medqdm.version import __version__
 
 WEIGHTS = "weights.safetensors"
 AUTOENCODER_WEIGHTS = "autoencoder.safetensors"
@@ -154,8 +155,8 @@ def _fit(
         default_root_dir=folder,
         use_distributed_sampler=False,
         logger=[
-            TensorBoardLogger(folder, name=None, version="tensorboard"),
-            CSVLogger(folder, name=None, version="csv"),
+            TensorBoardLogger(folder, name="tensorboard"),
+            CSVLogger(folder, name="csv"),
         ],
         callbacks=[
             EMAWeightAveraging(decay=settings.ema_decay),
@@ -197,9 +198,7 @@ def _fit(
 
 def _lr_spacing_mm(source: SliceDataModule, task: Task) -> list[float]:
     """Smallest and largest LR pixel spacing that the training slices have."""
-    spacings = [
-        load_slices(patient, task.slice_px).spacing_mm for patient in source.train_patients
-    ]
+    spacings = [load_slices(patient, task.slice_px).spacing_mm for patient in source.train_patients]
     low, high = min(s.min() for s in spacings), max(s.max() for s in spacings)
     return [round(float(low) * task.upscale, 4), round(float(high) * task.upscale, 4)]
 

@@ -4,13 +4,15 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.data import get_testdata_file
-from pydicom.fileset import FileSet
+from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import (
     CTImageStorage,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEGLSLossless,
+    MediaStorageDirectoryStorage,
     RLELossless,
     SecondaryCaptureImageStorage,
     generate_uid,
@@ -103,21 +105,7 @@ def test_air_at_the_floor_is_no_padding(ct_series, phantom):
     ids=lambda syntax: syntax.keyword,
 )
 def test_transfer_syntaxes(ct_series, phantom, syntax):
-    folder = ct_series(bits=12, signed=False)
-    for file in folder.iterdir():
-        dataset = pydicom.dcmread(file)
-        if syntax.is_encapsulated:
-            dataset.compress(syntax, generate_instance_uid=False)
-        elif syntax == ExplicitVRBigEndian:
-            dataset.PixelData = np.frombuffer(dataset.PixelData, "<u2").astype(">u2").tobytes()
-            dataset["PixelData"].VR = "OW"
-        dataset.file_meta.TransferSyntaxUID = syntax
-        encoding = (syntax.is_implicit_VR, syntax.is_little_endian)
-        list(dataset.iterall())
-        pydicom.dcmwrite(
-            file, dataset, force_encoding=not encoding[1], enforce_file_format=encoding[1],
-            **({} if encoding[1] else {"implicit_vr": False, "little_endian": False}),
-        )  # fmt: skip
+    folder = ct_series(bits=12, signed=False, syntax=syntax)
     np.testing.assert_array_equal(read(folder).hu, phantom)
 
 
@@ -143,11 +131,7 @@ def test_file_without_preamble_and_meta(ct_series, phantom):
 
 def test_stray_files_nested_folders_and_other_objects_are_passed_over(ct_series, phantom):
     folder = ct_series()
-    ct_series(
-        phantom[:1],
-        folder="series/deeper",
-        edit=lambda ds, k: setattr(ds, "SOPClassUID", SecondaryCaptureImageStorage),
-    )
+    ct_series(phantom[:1], folder="series/deeper", SOPClassUID=SecondaryCaptureImageStorage)
     (folder / "readme.txt").write_text("not an image")
     (folder / "deeper" / "empty").touch()
     nested = folder / "a" / "b"
@@ -175,7 +159,7 @@ def test_nothing_there(tmp_path):
 
 def test_no_ct_says_what_is_there_instead(ct_series):
     folder = ct_series(SOPClassUID="1.2.840.10008.5.1.4.1.1.2.1")
-    with pytest.raises(MedQDMError, match="4 x Enhanced CT Image Storage.*convert it"):
+    with pytest.raises(MedQDMError, match=r"4 x Enhanced CT Image Storage.*convert it"):
         read(folder)
     shutil.rmtree(folder)
     folder = ct_series(SOPClassUID=SecondaryCaptureImageStorage)
@@ -234,7 +218,7 @@ def test_two_acquisitions_at_the_same_places_are_refused(ct_series):
         FrameOfReferenceUID="1.2.9",
         AcquisitionNumber=2,
     )
-    with pytest.raises(MedQDMError, match="4 that share one .*1: 4, 2: 4"):
+    with pytest.raises(MedQDMError, match=r"4 that share one .*1: 4, 2: 4"):
         read(folder)
 
 
@@ -281,37 +265,38 @@ def test_truncated_files_are_named(ct_series):
     folder = ct_series()
     whole = (folder / "003").read_bytes()
     (folder / "003").write_bytes(whole[:-100])
-    with pytest.raises(MedQDMError, match="^003: .*got a truncated"):
+    with pytest.raises(MedQDMError, match=r"^003: .*got a truncated"):
         read(folder)
 
 
 def test_truncated_compressed_files_are_named(ct_series):
-    folder = ct_series()
-    for file in folder.iterdir():
-        dataset = pydicom.dcmread(file)
-        dataset.compress(JPEGLSLossless, generate_instance_uid=False)
-        dataset.save_as(file)
+    folder = ct_series(bits=12, signed=False, syntax=JPEGLSLossless)
     dataset = pydicom.dcmread(folder / "003")
-    dataset.PixelData = pydicom.encaps.encapsulate([
-        next(pydicom.encaps.generate_frames(dataset.PixelData, number_of_frames=1))[:200]
-    ])  # fmt: skip
+    (frame,) = pydicom.encaps.generate_frames(dataset.PixelData, number_of_frames=1)
+    dataset.PixelData = pydicom.encaps.encapsulate([frame[:200]])
     dataset.save_as(folder / "003")
-    with pytest.raises(MedQDMError, match="^003: .*got a truncated"):
+    with pytest.raises(MedQDMError, match=r"^003: .*got a truncated"):
         read(folder)
 
 
-def test_a_dicomdir_leads_to_its_files(ct_series, phantom, tmp_path):
-    files = FileSet()
-    for file in ct_series().iterdir():
-        files.add(file)
-    files.write(tmp_path / "medium")
-    np.testing.assert_array_equal(read(tmp_path / "medium" / "DICOMDIR").hu, phantom)
-    np.testing.assert_array_equal(read(tmp_path / "medium").hu, phantom)
-    next(
-        p for p in (tmp_path / "medium").rglob("*") if p.is_file() and p.name != "DICOMDIR"
-    ).unlink()
-    with pytest.raises(MedQDMError, match="got 1 missing"):
-        read(tmp_path / "medium" / "DICOMDIR")
+def test_a_dicomdir_leads_to_its_files(ct_series, phantom):
+    folder = ct_series(folder="medium/IMAGES").parent
+    ct_series(folder="medium/LEFTOVER")
+    directory = Dataset()
+    directory.SOPClassUID = MediaStorageDirectoryStorage
+    directory.SOPInstanceUID = generate_uid()
+    directory.DirectoryRecordSequence = [Dataset() for _ in range(5)]  # a patient and four images
+    for record, name in zip(directory.DirectoryRecordSequence[1:], "1234", strict=True):
+        record.ReferencedFileID = ["IMAGES", f"00{name}"]
+    directory.file_meta = FileMetaDataset()
+    directory.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    directory.save_as(folder / "DICOMDIR", enforce_file_format=True)
+    np.testing.assert_array_equal(read(folder / "DICOMDIR").hu, phantom)
+    with pytest.raises(MedQDMError, match="must hold one CT series, got 2"):
+        read(folder)
+    (folder / "IMAGES" / "003").unlink()
+    with pytest.raises(MedQDMError, match="got 1 missing, first 003"):
+        read(folder / "DICOMDIR")
 
 
 def test_lossy_sources_are_marked_by_their_transfer_syntax(ct_series):

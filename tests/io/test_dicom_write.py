@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import highdicom
@@ -7,6 +8,7 @@ import pytest
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
+from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian
 
 from medqdm.errors import MedQDMError
 from medqdm.io import read, write_series
@@ -228,6 +230,17 @@ def test_the_same_run_gives_the_same_uids_and_other_pixels_do_not(ct_series, tmp
     assert not every & {h.SOPInstanceUID for h in volume.source.headers}
 
 
+@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRBigEndian])
+def test_other_encodings_keep_their_values(ct_series, out, syntax):
+    tags = {"SpecificCharacterSet": "ISO_IR 100", "PatientName": "M\u00fcller", "PatientWeight": 70}
+    volume = read(ct_series(syntax=syntax, RegionOfResidence="K\u00f6ln", **tags))
+    _write(volume, out, upscale=2)
+    after = _headers(out)[0]
+    assert (after.PatientName, after.RegionOfResidence) == ("M\u00fcller", "K\u00f6ln")
+    assert (after.PatientWeight, after.KVP, after.InstanceNumber) == (70, 120, 1)
+    np.testing.assert_array_equal(read(out).hu, np.stack(_nearest(volume, 2)))
+
+
 def test_lossy_sources_stay_lossy(ct_series, out):
     tags = {"LossyImageCompression": "01", "LossyImageCompressionRatio": 12.5}
     _write(read(ct_series(**tags)), out)
@@ -354,6 +367,39 @@ def test_a_volume_without_headers_becomes_a_new_series(phantom, out):
     assert after[0].Modality == "CT"
 
 
+def test_missing_type_2_facts_are_present_but_empty(ct_series, out):
+    def bare(dataset, k):
+        for keyword in ("PatientID", "KVP", "AcquisitionNumber", "SeriesNumber", "InstanceNumber",
+                        "FrameOfReferenceUID", "BodyPartExamined", "Manufacturer"):  # fmt: skip
+            delattr(dataset, keyword)
+
+    _write(read(ct_series(edit=bare)), out)
+    after = _headers(out)
+    assert all(not after[0][k].value for k in ("PatientID", "KVP", "AcquisitionNumber"))
+    assert [h.InstanceNumber for h in after] == [1, 2, 3, 4]
+    assert after[0].SeriesNumber == 4
+    assert len({h.FrameOfReferenceUID for h in after}) == 1
+    assert "Laterality" in after[0]
+    assert after[0].ContributingEquipmentSequence[0].Manufacturer == "unknown"
+
+
+def test_padding_without_headers(phantom, out):
+    padding = np.zeros(phantom.shape, dtype=bool)
+    padding[:, :4] = True
+    volume = replace(Volume.from_spacing(phantom, (2.5, 0.8, 0.6)), padding=padding)
+    _write(volume, out, upscale=2)
+    assert _headers(out)[0].PixelPaddingValue == -2048
+    np.testing.assert_array_equal(read(out).padding, padding.repeat(2, 1).repeat(2, 2))
+
+
+def test_a_sheared_slice_has_no_dicom_orientation(phantom, out):
+    volume = replace(
+        Volume.from_spacing(phantom, (2.5, 0.8, 0.6)), y_step_mm=np.array([0.1, 0.8, 0])
+    )
+    with pytest.raises(MedQDMError, match="axes of a slice must be at a right angle"):
+        _write(volume, out)
+
+
 def test_ct_small_of_pydicom_meets_every_required_attribute(out):
     volume = read(get_testdata_file("CT_small.dcm"))
     _write(volume, out)
@@ -389,7 +435,10 @@ class TestCheckSlice:
             (lambda ds: setattr(ds, "Modality", "MR"), "Modality CT"),
             (lambda ds: ds.add_new("PixelPaddingValue", "US", 64560), "PixelPaddingValue as SS"),
             (lambda ds: ds.add_new(0x60000010, "US", 48), "no overlay"),
-            (lambda ds: setattr(ds, "SmallestImagePixelValue", 0), "nothing about the old pixels"),
+            (
+                lambda ds: ds.add_new("SmallestImagePixelValue", "SS", 0),
+                "nothing about the old pixels",
+            ),
             (lambda ds: delattr(ds, "LossyImageCompressionRatio"), "record of lossy"),
             (lambda ds: setattr(ds, "PixelData", b"\x00\x40" * 7680), "within BitsStored"),
             (lambda ds: setattr(ds, "PixelData", b"\x00\x00" * 7680), "hold padding exactly"),

@@ -1,5 +1,3 @@
-import os
-
 import pytest
 
 from medqdm.errors import MedQDMError
@@ -16,9 +14,13 @@ def test_a_file_appears_at_the_end(tmp_path):
 
 
 def test_nothing_is_left_of_a_failed_file(tmp_path):
-    with pytest.raises(KeyboardInterrupt), whole_file(tmp_path / "new" / "file") as partial:
-        partial.write_text("half")
-        raise KeyboardInterrupt
+    def interrupted():
+        with whole_file(tmp_path / "new" / "file") as partial:
+            partial.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -46,7 +48,7 @@ def test_the_old_folder_comes_back_if_the_new_one_cannot_take_its_place(tmp_path
         pytest.raises(FileNotFoundError),
         whole_folder(tmp_path / "out", overwrite=True) as partial,
     ):
-        os.rmdir(partial)
+        partial.rmdir()
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["old"]
 
 
