@@ -159,6 +159,90 @@ def prepare(
 
 
 @app.command()
+def evaluate(  # noqa: PLR0913, PLR0917  (one option each)
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", help="Output folder.")] = Path("evaluation"),
+    task: Annotated[str, typer.Option(help="Task of the bundled weights.")] = "sr4",
+    weights: Weights = None,
+    device: Device = "auto",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of noise and degradation.")] = 0,
+    limit: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Slices at the most, spread over the patients."),
+    ] = None,
+    roi: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Folder of masks, PATIENT.nii.gz or PATIENT.nrrd."),
+    ] = None,
+    use_lpips: Annotated[
+        bool, typer.Option("--lpips", help="LPIPS too (needs its weights).")
+    ] = False,
+    settings: Set = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Measure a model on volumes (or a prepared set), beside bicubic and Lanczos."""
+    from medqdm.evaluate import evaluate_weights
+
+    found = evaluate_weights(
+        data,
+        out,
+        task=task,
+        weights=weights,
+        device=device,
+        seed=seed,
+        limit=limit,
+        roi=roi,
+        use_lpips=use_lpips,
+        settings=settings or (),
+        overwrite=overwrite,
+        track=lambda pairs, total: _progress(pairs, total, "slices"),
+    )
+    table = Table("", "medqdm", "bicubic", "lanczos", box=None)
+    for metric, unit in (("psnr_db", "dB"), ("ssim", ""), ("mae_hu", "HU")):
+        means = [found.mean(metric, method) for method in ("medqdm", "bicubic", "lanczos")]
+        table.add_row(
+            metric.partition("_")[0].upper(),
+            *(f"{mean.mean:.4g} {unit}" if mean else "-" for mean in means),
+        )
+    console.print(table)
+    console.print(f"written to {out}: results.md, results.json, pictures.png", soft_wrap=True)
+
+
+@app.command()
+def info(
+    series: Annotated[Path, typer.Argument(help="A folder or a file.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+) -> None:
+    """Show the CT series that lie somewhere, and what the reader noticed."""
+    import json
+    from dataclasses import asdict
+
+    from medqdm import io
+
+    inventory = io.take_inventory(series)
+    if as_json:
+        console.print_json(json.dumps(asdict(inventory), default=str))
+        return
+    for found in inventory.series:
+        spacing = " x ".join("?" if s is None else f"{s:.4g}" for s in found.spacing_mm)
+        console.print(
+            f"{found.kind} {found.series_instance_uid or found.path.name}: "
+            f"{found.num_slices} slices of {found.matrix[1]} x {found.matrix[0]}, "
+            f"spacing (z, y, x) {spacing} mm",
+            soft_wrap=True,
+            highlight=False,
+        )
+        for warning in found.warnings:
+            console.print(f"  [yellow]warning:[/] {warning}", soft_wrap=True, highlight=False)
+        if found.problem:
+            console.print(f"  [red]refused:[/] {found.problem}", soft_wrap=True, highlight=False)
+        else:
+            console.print("  can be enhanced", highlight=False)
+    for reason, count in sorted(inventory.skipped.items()):
+        console.print(f"skipped {count} files: {reason}", soft_wrap=True, highlight=False)
+
+
+@app.command()
 def tasks() -> None:
     """List the tasks that come with medqdm."""
     from medqdm.config import load_task, task_names

@@ -228,7 +228,7 @@ def _jpeg(image: Tensor, quality: int) -> Tensor:
     return _from_unit(decoded / 255)[None, None]
 
 
-class DegradeD(RandomizableTransform, MapTransform):  # type: ignore[misc]  # MONAI is untyped
+class DegradeD(RandomizableTransform, MapTransform):
     """MONAI dict transform that adds the LR slice of an HR slice.
 
     Args:

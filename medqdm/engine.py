@@ -70,7 +70,7 @@ class Engine(nn.Module):
             )
         return scale
 
-    def upsample(self, lr: Image) -> Image:
+    def upsample(self, lr: Image) -> Float[Tensor, "b 1 hs ws"]:
         """Bicubic interpolation by the task's factor, pixel-area convention, clamped to [-1, 1]."""
         size = (lr.shape[-2] * self.task.upscale, lr.shape[-1] * self.task.upscale)
         up = functional.interpolate(lr, size=size, mode="bicubic", align_corners=False)

@@ -128,7 +128,8 @@ def grid(rows: Sequence[Mapping[str, NDArray[np.float32]]], *, title: str = "") 
         title: one line above all.
     """
     columns = max(len(row) for row in rows)
-    figure = Figure(figsize=(PANEL_INCHES * columns, PANEL_INCHES * len(rows) + 0.5), dpi=130)
+    size = (PANEL_INCHES * columns, PANEL_INCHES * len(rows) + 0.5)
+    figure = Figure(figsize=size, dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for axis in axes.flat:
@@ -140,7 +141,6 @@ def grid(rows: Sequence[Mapping[str, NDArray[np.float32]]], *, title: str = "") 
                 axes[y, x].set_title(name, fontsize=10)
     if title:
         figure.suptitle(title, fontsize=11)
-    figure.tight_layout()
     return figure
 
 

@@ -63,7 +63,7 @@ class ResumableLoader(DataLoader[dict[str, Any]]):
         self.batch_sampler.next_batch = state["next_batch"]
 
 
-class SliceDataModule(pl.LightningDataModule):  # type: ignore[misc]  # Lightning is untyped here
+class SliceDataModule(pl.LightningDataModule):
     """Training and validation batches of one stage.
 
     Args:

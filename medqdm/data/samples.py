@@ -26,7 +26,7 @@ Stage = Literal["autoencoder", "diffusion"]
 _STAGES = ("autoencoder", "diffusion")
 
 
-class LoadSliceD(Transform):  # type: ignore[misc]  # MONAI is untyped
+class LoadSliceD(Transform):
     """``{"patient": Patient, "slice": int}`` to HR HU ``(1, px, px)``, by way of the RAM cache.
 
     Args:
@@ -48,7 +48,7 @@ class LoadSliceD(Transform):  # type: ignore[misc]  # MONAI is untyped
         }
 
 
-class WindowD(MapTransform):  # type: ignore[misc]  # MONAI is untyped
+class WindowD(MapTransform):
     """HU to [-1, 1], clipped.
 
     Args:

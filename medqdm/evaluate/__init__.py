@@ -1,5 +1,6 @@
 """Evaluate: how far enhanced slices are from their references, beside plain interpolation."""
 
+from medqdm.evaluate.api import evaluate_weights
 from medqdm.evaluate.intervals import Interval, interval
 from medqdm.evaluate.methods import BASELINES, upsample_lanczos
 from medqdm.evaluate.regions import RoiFolder, body_mask
@@ -15,6 +16,7 @@ __all__ = [
     "Score",
     "body_mask",
     "evaluate",
+    "evaluate_weights",
     "interval",
     "open_pairs",
     "upsample_lanczos",

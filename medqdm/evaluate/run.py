@@ -22,7 +22,7 @@ from medqdm.data import (
     load_slices,
     read_manifest,
 )
-from medqdm.enhance import Enhancer
+from medqdm.enhancer import Enhancer
 from medqdm.errors import MedQDMError
 from medqdm.evaluate.intervals import Interval, interval
 from medqdm.evaluate.methods import BASELINES

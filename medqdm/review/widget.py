@@ -172,7 +172,11 @@ def _viewing_controls(widgets: ModuleType, review: Review, presets: list[str]) -
             round(window.center_hu), -1024, 3071, description="centre HU", **late
         ),
         "width_hu": widgets.IntSlider(
-            round(window.width_hu), 1, 4096, description="width HU", **late
+            round(window.width_hu),
+            1,
+            max(4096, round(window.width_hu)),
+            description="width HU",
+            **late,
         ),
         "zoom": widgets.FloatSlider(1, min=1, max=16, step=0.25, description="zoom", **late),
         "x": widgets.FloatSlider(0.5, min=0, max=1, step=0.01, description="pan x", **late),

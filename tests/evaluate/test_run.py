@@ -1,50 +1,37 @@
-"""Evaluate: scores against direct computations, statistics, regions, report."""
+"""Run and report: scores against direct computations, pairs, files, and the whole way."""
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 import pytest
-import SimpleITK as sitk  # noqa: N813  (its usual name)
 import torch
 from numpy.typing import NDArray
 
 from medqdm import checkpoint, metrics
 from medqdm.config import load_task
 from medqdm.data import Pair, prepare
-from medqdm.enhance import EnhancedSlice, Enhancer
+from medqdm.enhancer import EnhancedSlice, Enhancer
 from medqdm.errors import MedQDMError
 from medqdm.evaluate import (
     Evaluation,
     RoiFolder,
-    Score,
     body_mask,
     evaluate,
-    interval,
     open_pairs,
     upsample_lanczos,
     write_report,
 )
 from medqdm.models.perceptual import PerceptualDistance
 from medqdm.picture import upsample_bicubic
-from medqdm.window import Window
 
 TASK = load_task("tiny", ["autoencoder.latent_scale=1"])
 PX = TASK.slice_px
 WINDOW = TASK.hu_window
 Image = NDArray[np.float32]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def body(seed: int, px: int = PX) -> Image:
@@ -221,104 +208,21 @@ def test_lanczos_does_not_move_an_impulse(factor: int) -> None:
     y, x = np.mgrid[: up.shape[0], : up.shape[1]]
     assert (up * y).sum() / up.sum() == pytest.approx((6 + 0.5) * factor - 0.5, abs=1e-3)
     assert (up * x).sum() / up.sum() == pytest.approx((5 + 0.5) * factor - 0.5, abs=1e-3)
-    assert up.min() < -10  # it does have Lanczos's negative lobes
 
 
-# statistics
-
-
-def test_no_interval_for_one_patient() -> None:
-    found = interval([3.0])
-    assert (found.mean, found.low, found.high, found.kind) == (3, None, None, "none")
-
-
-def test_t_interval_equals_a_hand_computation() -> None:
-    found = interval([1.0, 2.0, 6.0])
-    # sd = sqrt(7), t(0.975, 2) = 4.30265
-    half = 4.30265 * math.sqrt(7 / 3)
-    assert found.kind == "t"
-    assert (found.low, found.high) == pytest.approx((3 - half, 3 + half), rel=1e-5)
-
-
-def test_bootstrap_interval_has_the_width_that_theory_gives_and_repeats() -> None:
-    values = np.random.default_rng(3).normal(10, 2, 200).tolist()
-    found = interval(values)
-    error = float(np.std(values)) / math.sqrt(200)
-    assert found.kind == "bootstrap"
-    assert found.low == pytest.approx(found.mean - 1.96 * error, abs=0.1 * error)
-    assert found.high == pytest.approx(found.mean + 1.96 * error, abs=0.1 * error)
-    assert found == interval(values)
-
-
-def test_bootstrap_of_five_patients_stays_within_their_values() -> None:
-    found = interval([1.0, 2.0, 3.0, 4.0, 100.0])
-    assert found.kind == "bootstrap"
-    assert found.low is not None
-    assert found.high is not None
-    assert 1 < found.low < 22 < found.high < 100
-
-
-def scored(values: dict[str, dict[str, list[float]]]) -> Evaluation:
-    """An evaluation of given values: method to patient to values of its slices."""
-    found = Evaluation({}, WINDOW)
-    for method, patients in values.items():
-        for patient, numbers in patients.items():
-            found.scores.extend(
-                Score(patient, k, method, "whole", 1, {"psnr_db": number})
-                for k, number in enumerate(numbers)
-            )
-    return found
-
-
-def test_patients_count_once_however_many_slices_they_have() -> None:
-    found = scored({"medqdm": {"a": [10.0] * 9, "b": [20.0]}})
-    assert found.patient_means("psnr_db", "medqdm") == {"a": 10, "b": 20}
-    assert value(found, "psnr_db") == 15
-    assert found.slices == {"a": 9, "b": 1}
-
-
-def test_differences_are_taken_patient_by_patient() -> None:
-    found = scored(
-        {
-            "medqdm": {"a": [31.0, 33.0], "b": [41.0], "c": [51.5]},
-            "bicubic": {"a": [30.0, 32.0], "b": [40.0], "c": [50.0]},
-        }
-    )
-    difference = found.difference("psnr_db", "bicubic")
-    assert difference is not None
-    assert difference.mean == pytest.approx(7 / 6)
-    # the values 1, 1, 1.5 have sd 0.288675; t(0.975, 2) = 4.30265
-    assert difference.low == pytest.approx(7 / 6 - 4.30265 * 0.288675 / math.sqrt(3), rel=1e-4)
-    means = found.mean("psnr_db", "medqdm")
-    assert means is not None
-    assert means.low is not None
-    assert means.low < 30  # the patients differ far more than the methods
-
-
-def test_two_perfect_scores_do_not_differ_and_infinity_has_no_interval() -> None:
-    found = scored({"medqdm": {"a": [math.inf]}, "bicubic": {"a": [math.inf]}})
-    difference = found.difference("psnr_db", "bicubic")
-    assert difference is not None
-    assert difference.mean == 0
-    assert interval([math.inf, 30.0, 31.0]).kind == "none"
+def test_lanczos_weighs_three_pixels_to_each_side_by_its_formula() -> None:
+    lr = np.random.default_rng(0).normal(0, 100, (1, 20)).astype(np.float32)
+    centre = (40 + 0.5) / 4 - 0.5  # of output pixel 40, in input pixels
+    distance = centre - np.arange(20)
+    weights = np.where(np.abs(distance) < 3, np.sinc(distance) * np.sinc(distance / 3), 0)
+    expected = (lr[0] * weights).sum() / weights.sum()
+    assert upsample_lanczos(lr, 4)[0, 40] == pytest.approx(expected, rel=1e-4)
 
 
 # regions
 
 
-def test_the_body_has_its_lung_and_not_the_couch() -> None:
-    hr = body(0)
-    hr[60:62] = 100  # a couch, apart from the disc
-    mask = body_mask(hr, WINDOW)
-    y, x = np.mgrid[:PX, :PX] - (PX - 1) / 2
-    assert mask[32, 41]  # in the lung
-    assert not mask[60:].any()
-    assert (mask == (np.hypot(y, x) < 0.4 * PX)).all()
-
-
-def test_air_has_no_body() -> None:
-    air = np.full((16, 16), -1000, dtype=np.float32)
-    assert not body_mask(air, WINDOW).any()
+def test_slices_without_a_body_count_for_the_whole_slice_alone() -> None:
     pairs = make_pairs(slices=2)
     pairs[1]["hr_hu"][:] = pairs[1]["lr_hu"][:] = -1000
     found = run(pairs, truth)
@@ -326,140 +230,11 @@ def test_air_has_no_body() -> None:
     assert found.slices == {"patient0": 2}
 
 
-def test_a_window_above_the_threshold_still_shows_the_body() -> None:
-    narrow = Window(center_hu=40.0, width_hu=400.0)
-    assert body_mask(narrow.clip(body(0)), narrow).mean() == pytest.approx(0.5, abs=0.05)
-
-
-def save_nifti(path: Path, voxels: NDArray[Any], *, ras_signs: tuple[int, int] = (-1, -1)) -> None:
-    """``(z, y, x)`` with 0.7 mm pixels; signs of x and y in RAS, with the volume's place kept."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _, height, width = voxels.shape
-    affine = np.diag([ras_signs[0] * 0.7, ras_signs[1] * 0.7, 3.0, 1.0])
-    stored = voxels.transpose(2, 1, 0)
-    for axis, (sign, length) in enumerate(zip(ras_signs, (width, height), strict=True)):
-        if sign > 0:
-            stored = np.flip(stored, axis)
-            affine[axis, 3] = -0.7 * (length - 1)
-    nibabel.save(nibabel.Nifti1Image(np.ascontiguousarray(stored).astype(np.int16), affine), path)
-
-
-def save_nrrd(path: Path, voxels: NDArray[Any], *, origin_mm: float = 0.0) -> None:
-    image = sitk.GetImageFromArray(voxels.astype(np.uint8))
-    image.SetSpacing((0.7, 0.7, 3.0))
-    image.SetOrigin((origin_mm, 0.0, 0.0))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sitk.WriteImage(image, str(path))
-
-
-def save_npz(path: Path, voxels: NDArray[Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(path, mask=voxels)
-
-
-@pytest.fixture
-def volumes(tmp_path: Path) -> Path:
-    """One patient of three 70 x 78 slices, which are cropped to 64 x 64."""
-    hu = np.full((3, 70, 78), -1000)
-    hu[:, 5:65, 10:70] = 40 + np.random.default_rng(0).normal(0, 50, (3, 60, 60))
-    save_nifti(tmp_path / "data" / "a.nii.gz", hu)
-    return tmp_path / "data"
-
-
-@pytest.fixture
-def marked() -> NDArray[np.uint8]:
-    """A mask of the volumes' shape, alike under no flip; rows 20 to 29, columns 30 to 49."""
-    mask = np.zeros((3, 70, 78), dtype=np.uint8)
-    mask[1, 20:30, 30:50] = 2
-    return mask
-
-
-SAVE: dict[str, Callable[[Path, NDArray[Any]], None]] = {
-    "a.nii.gz": save_nifti,
-    "a.nrrd": save_nrrd,
-    "a.npz": save_npz,
-}
-
-
-@pytest.mark.parametrize("name", SAVE)
-def test_masks_are_cropped_as_the_slices(
-    name: str, volumes: Path, marked: NDArray[np.uint8], tmp_path: Path
-) -> None:
-    SAVE[name](tmp_path / "roi" / name, marked)
-    rois = RoiFolder(tmp_path / "roi", volumes, PX)
-    expected = np.zeros((PX, PX), dtype=np.bool_)
-    expected[17:27, 23:43] = True  # (70 - 64) / 2 rows and (78 - 64) / 2 columns went
-    assert (rois.mask("a", 1) == expected).all()
-    assert not rois.mask("a", 0).any()
-
-
-@pytest.mark.parametrize("ras_signs", [(1, -1), (-1, 1), (1, 1)])
-def test_masks_with_axes_the_other_way_round_land_on_the_same_voxels(
-    ras_signs: tuple[int, int], volumes: Path, marked: NDArray[np.uint8], tmp_path: Path
-) -> None:
-    save_nifti(tmp_path / "roi" / "a.nii.gz", marked, ras_signs=ras_signs)
-    mask = RoiFolder(tmp_path / "roi", volumes, PX).mask("a", 1)
-    assert mask[17:27, 23:43].all()
-    assert mask.sum() == 200
-
-
-def test_a_nifti_mask_lands_on_a_dicom_series(
-    ct_series: Callable[..., Path], phantom: Image, tmp_path: Path
-) -> None:
-    spacing, origin = (2.5, 0.8, 0.6), (-11.0, -17.0, 30.0)
-    ct_series(folder="data/patient", spacing_mm=spacing, origin_mm=origin)
-    mask = np.zeros(phantom.shape, dtype=np.uint8)
-    mask[2, 13, 27] = 1  # the marked voxel
-    affine = np.diag([-0.6, 0.8, 2.5, 1.0])  # y runs forward, as dcm2niix writes it
-    affine[:3, 3] = -origin[0], -(origin[1] + 47 * 0.8), origin[2]
-    (tmp_path / "roi").mkdir()
-    stored = np.ascontiguousarray(mask.transpose(2, 1, 0)[:, ::-1])
-    nibabel.save(nibabel.Nifti1Image(stored, affine), tmp_path / "roi" / "patient.nii.gz")
-
-    rois = RoiFolder(tmp_path / "roi", tmp_path / "data", PX)
-    pairs = list(open_pairs(TASK, tmp_path / "data")[0])
-    found = rois.mask("patient", 2)
-    assert found.sum() == 1
-    assert pairs[2]["hr_hu"][found] == WINDOW.high_hu  # 1500 HU, clipped
-    assert not rois.mask("patient", 1).any()
-
-
-def test_masks_with_equal_spacings_have_their_slices_on_the_last_axis(tmp_path: Path) -> None:
-    mask = np.zeros((5, PX, PX), dtype=np.uint8)
-    mask[3, 10:20, 30:50] = 1
-    for name in ("data", "roi"):
-        (tmp_path / name).mkdir()
-        image = nibabel.Nifti1Image(mask.transpose(2, 1, 0), np.diag([-1.0, -1.0, 1.0, 1.0]))
-        nibabel.save(image, tmp_path / name / "a.nii.gz")
-    found = RoiFolder(tmp_path / "roi", tmp_path / "data", PX).mask("a", 3)
-    assert (found == mask[3]).all()
-
-
-def test_a_damaged_volume_is_refused_by_its_reader(
-    ct_series: Callable[..., Path], tmp_path: Path
-) -> None:
-    series = ct_series(folder="data/patient")
-    for file in series.iterdir():
-        file.write_bytes(file.read_bytes()[:-500])
-    save_npz(tmp_path / "roi" / "patient.npz", np.ones((4, 48, 40)))
-    with pytest.raises(MedQDMError):
-        RoiFolder(tmp_path / "roi", tmp_path / "data", PX)
-
-
-def test_masks_of_large_volumes_are_reduced_with_them(tmp_path: Path) -> None:
-    save_nifti(tmp_path / "data" / "a.nii.gz", np.zeros((2, 128, 128)))
-    mask = np.zeros((2, 128, 128), dtype=np.bool_)
-    mask[0, 40:60, 20:31] = True  # ends in the middle of an HR pixel: half counts
-    save_npz(tmp_path / "roi" / "a.npz", mask)
-    reduced = RoiFolder(tmp_path / "roi", tmp_path / "data", PX).mask("a", 0)
-    assert reduced[20:30, 10:16].all()
-    assert reduced.sum() == 60
-
-
 def test_scores_of_the_roi_are_those_of_its_pixels(
     volumes: Path, marked: NDArray[np.uint8], tmp_path: Path
 ) -> None:
-    save_npz(tmp_path / "roi" / "a.npz", marked)
+    (tmp_path / "roi").mkdir()
+    np.savez(tmp_path / "roi" / "a.npz", marked)
     rois = RoiFolder(tmp_path / "roi", volumes, PX)
     pairs = list(open_pairs(TASK, volumes)[0])
     found = run(
@@ -469,67 +244,6 @@ def test_scores_of_the_roi_are_those_of_its_pixels(
     assert [(s.slice, s.num_pixels) for s in roi] == [(1, 200)]
     assert roi[0].values["bias_hu"] == pytest.approx(9, abs=1e-4)
     assert value(found, "mae_hu") == pytest.approx(9 * 200 / PX**2 / 3, rel=1e-4)
-
-
-def test_masks_that_do_not_fit_are_refused(
-    volumes: Path, marked: NDArray[np.uint8], tmp_path: Path
-) -> None:
-    roi = tmp_path / "roi"
-    with pytest.raises(MedQDMError, match="must be a folder with one mask file"):
-        RoiFolder(roi, volumes, PX)
-    roi.mkdir()
-    with pytest.raises(MedQDMError, match="one mask for a, got none; name it a with"):
-        RoiFolder(roi, volumes, PX)
-    save_npz(roi / "a.npz", marked[:2])
-    with pytest.raises(MedQDMError, match=r"shape \(3, 70, 78\), got \(2, 70, 78\)"):
-        RoiFolder(roi, volumes, PX)
-    save_nrrd(roi / "a.nrrd", marked, origin_mm=1.4)
-    with pytest.raises(MedQDMError, match="one mask for a, got 2"):
-        RoiFolder(roi, volumes, PX)
-    (roi / "a.npz").unlink()
-    with pytest.raises(MedQDMError, match=r"grid of the volume, got corners 1\.40 mm apart"):
-        RoiFolder(roi, volumes, PX)
-    save_nrrd(roi / "a.nrrd", marked[:, 1:])
-    with pytest.raises(MedQDMError, match=r"shape \(3, 70, 78\), got \(3, 69, 78\)"):
-        RoiFolder(roi, volumes, PX)
-
-
-@pytest.mark.parametrize(
-    ("arrays", "message"),
-    [
-        (b"no archive", "must be a NumPy archive"),
-        ({"a": np.zeros((1, 2)), "b": np.zeros((1, 2))}, "one .z, y, x. array of numbers"),
-        ({"a": np.zeros((3, 70, 78), dtype="U1")}, "one .z, y, x. array of numbers"),
-    ],
-)
-def test_archives_without_a_mask_are_refused(
-    arrays: Any, message: str, volumes: Path, tmp_path: Path
-) -> None:
-    path = tmp_path / "roi" / "a.npz"
-    path.parent.mkdir()
-    if isinstance(arrays, bytes):
-        path.write_bytes(arrays)
-    else:
-        np.savez(path, **arrays)
-    with pytest.raises(MedQDMError, match=message):
-        RoiFolder(path.parent, volumes, PX)
-
-
-def test_masks_need_the_volumes_themselves(
-    volumes: Path, marked: NDArray[np.uint8], tmp_path: Path
-) -> None:
-    save_npz(tmp_path / "roi" / "a.npz", marked)
-    prepare(TASK, volumes, tmp_path / "set")
-    with pytest.raises(MedQDMError, match="must be a folder of volumes when masks are given"):
-        RoiFolder(tmp_path / "roi", tmp_path / "set", PX)
-    with pytest.raises(MedQDMError, match="stranger: slice 1 must have a mask"):
-        RoiFolder(tmp_path / "roi", volumes, PX).mask("stranger", 0)
-    (volumes / "b").mkdir()
-    for name in ("one.nii.gz", "two.nii.gz"):
-        save_nifti(volumes / "b" / name, marked)
-    save_npz(tmp_path / "roi" / "b.npz", marked)
-    with pytest.raises(MedQDMError, match="b: must have one volume when masks are given, got 2"):
-        RoiFolder(tmp_path / "roi", volumes, PX)
 
 
 # pairs
@@ -639,7 +353,7 @@ def test_pictures_show_one_slice_of_each_of_the_first_patients(tmp_path: Path) -
     drawn = {example.lr_hu.tobytes() for example in run(pairs, truth).examples.values()}
     assert drawn == {example.lr_hu.tobytes() for example in found.examples.values()}
     firsts = {pair["lr_hu"].tobytes() for pair in pairs if pair["slice"] == 0}
-    assert drawn != firsts  # the lot falls on later slices too
+    assert not drawn <= firsts  # the lot falls on later slices too
 
 
 def test_names_with_a_bar_do_not_break_the_tables(tmp_path: Path) -> None:
@@ -666,7 +380,8 @@ def test_an_untrained_model_is_evaluated_on_volumes_from_end_to_end(
         record={},
         dtype="float32",
     )
-    save_nifti(tmp_path / "roi" / "a.nii.gz", marked)
+    (tmp_path / "roi").mkdir()
+    np.savez(tmp_path / "roi" / "a.npz", marked)
     enhancer = Enhancer(weights, device="cpu", precision="fp32")
     pairs, count = open_pairs(TASK, volumes)
     rois = RoiFolder(tmp_path / "roi", volumes, PX)

@@ -1,0 +1,74 @@
+"""The whole evaluation in one call, as ``medqdm evaluate`` runs it."""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from medqdm.data import Pair
+from medqdm.enhance import bundled_weights
+from medqdm.enhancer import Enhancer
+from medqdm.errors import MedQDMError
+from medqdm.evaluate.regions import RoiFolder
+from medqdm.evaluate.report import write_report
+from medqdm.evaluate.run import Evaluation, evaluate, open_pairs
+from medqdm.models.perceptual import load_perceptual
+
+Track = Callable[[Iterable[Pair], int], Iterable[Pair]]
+
+
+def evaluate_weights(  # noqa: PLR0913  (all by keyword but two)
+    data: str | Path,
+    out: str | Path,
+    *,
+    task: str = "sr4",
+    weights: str | Path | None = None,
+    device: str = "auto",
+    seed: int = 0,
+    limit: int | None = None,
+    roi: str | Path | None = None,
+    use_lpips: bool = False,
+    settings: Sequence[str] = (),
+    overwrite: bool = False,
+    track: Track = lambda pairs, _total: pairs,
+) -> Evaluation:
+    """Measure a model beside bicubic and Lanczos, and write the report.
+
+    Args:
+        data: folder of volumes, or a set made by ``prepare``.
+        out: folder for ``results.md``, ``results.json`` and ``pictures.png``.
+        task: whose bundled weights to take.
+        weights: a weights file instead of the bundled ones.
+        device: see ``choose_device``.
+        seed: of the noise and of the degradations.
+        limit: slices at the most, spread over the patients.
+        roi: folder of masks, one file per patient.
+        use_lpips: LPIPS too; needs its weights.
+        settings: ``key=value`` changes to the task that the weights carry.
+        overwrite: replace an output folder that has files in it.
+        track: wraps the pairs as they come, with their number, to show progress.
+
+    Raises:
+        MedQDMError: anything about data, weights, settings or output that the user can put right.
+    """
+    data, out = Path(data), Path(out)
+    if out.is_dir() and any(out.iterdir()) and not overwrite:
+        raise MedQDMError(
+            f"{out}: the output folder must be empty, got files in it; "
+            "choose another one or add --overwrite"
+        )
+    lpips = load_perceptual() if use_lpips else None
+    enhancer = Enhancer(
+        Path(weights) if weights else bundled_weights(task),
+        device=device,
+        seed=seed,
+        overrides=settings,
+    )
+    rois = RoiFolder(Path(roi), data, enhancer.task.slice_px) if roi else None
+    pairs, total = open_pairs(enhancer.task, data, limit=limit, seed=seed)
+    found = evaluate(enhancer, track(pairs, total), rois=rois, lpips=lpips)
+    about = {
+        "degradation": enhancer.task.test_degradation.model_dump(mode="json"),
+        "seed": seed,
+        "limit": limit,
+    }
+    write_report(found, out, about=about, overwrite=overwrite)
+    return found
