@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from medqdm import io, metrics, picture
 from medqdm.enhancer import EnhancedSlice, Enhancer
 from medqdm.errors import MedQDMError
-from medqdm.io.whole import whole_folder
+from medqdm.io.whole import check_folder, whole_folder
 from medqdm.version import __version__
 from medqdm.volume import Volume
 
@@ -233,11 +233,7 @@ def check_output(series: Path, out: Path, *, overwrite: bool) -> None:
             f"{out}: the output must not be a folder that holds the input, got one that does; "
             "choose another folder"
         )
-    if out.is_dir() and any(out.iterdir()) and not overwrite:
-        raise MedQDMError(
-            f"{out}: the output folder must be empty, got files in it; "
-            "choose another one or add --overwrite"
-        )
+    check_folder(out, overwrite=overwrite, marker="run.json")
 
 
 def describe(enhancer: Enhancer) -> str:

@@ -121,7 +121,7 @@ def prepare(
         seed=seed,
         slices=[],
     )
-    with whole_folder(out, overwrite=overwrite) as folder:
+    with whole_folder(out, overwrite=overwrite, marker=MANIFEST) as folder:
         for pair, patient, params in _pairs(task, find_patients(data), limit, seed):
             name, number = pair["patient"], pair["slice"]
             file = f"{name}/{number:04d}.npz"

@@ -6,10 +6,10 @@ from pathlib import Path
 from medqdm.data import Pair
 from medqdm.enhance import bundled_weights
 from medqdm.enhancer import Enhancer
-from medqdm.errors import MedQDMError
 from medqdm.evaluate.regions import RoiFolder
 from medqdm.evaluate.report import write_report
 from medqdm.evaluate.run import Evaluation, evaluate, open_pairs
+from medqdm.io.whole import check_folder
 from medqdm.models.perceptual import load_perceptual
 
 Track = Callable[[Iterable[Pair], int], Iterable[Pair]]
@@ -50,11 +50,7 @@ def evaluate_weights(  # noqa: PLR0913  (all by keyword but two)
         MedQDMError: anything about data, weights, settings or output that the user can put right.
     """
     data, out = Path(data), Path(out)
-    if out.is_dir() and any(out.iterdir()) and not overwrite:
-        raise MedQDMError(
-            f"{out}: the output folder must be empty, got files in it; "
-            "choose another one or add --overwrite"
-        )
+    check_folder(out, overwrite=overwrite, marker="results.json")
     lpips = load_perceptual() if use_lpips else None
     enhancer = Enhancer(
         Path(weights) if weights else bundled_weights(task),

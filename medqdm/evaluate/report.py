@@ -57,7 +57,7 @@ def write_report(
     Raises:
         MedQDMError: something is there that may not be replaced.
     """
-    with whole_folder(out, overwrite=overwrite) as folder:
+    with whole_folder(out, overwrite=overwrite, marker="results.json") as folder:
         text = json.dumps(_plain(results(evaluation, about or {})), indent=1, allow_nan=False)
         (folder / "results.json").write_text(text + "\n", encoding="utf-8")
         (folder / "results.md").write_text(markdown(evaluation, about or {}), encoding="utf-8")

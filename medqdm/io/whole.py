@@ -34,23 +34,20 @@ def whole_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def whole_folder(
+    path: Path, *, overwrite: bool = False, marker: str | None = None
+) -> Iterator[Path]:
     """A hidden sibling folder to fill, renamed to ``path`` when the block ends well.
 
     Args:
         path: the folder to appear; missing parent folders are made.
         overwrite: whether a folder with files in it may be replaced (whole, and only at the end).
+        marker: see ``check_folder``.
 
     Raises:
         MedQDMError: something is there that may not be replaced.
     """
-    if path.exists() and not path.is_dir():
-        raise MedQDMError(f"{path}: the output must be a folder, got a file; choose another name")
-    if path.is_dir() and any(path.iterdir()) and not overwrite:
-        raise MedQDMError(
-            f"{path}: the output folder must be empty, got files in it; "
-            "choose another one or add --overwrite"
-        )
+    check_folder(path, overwrite=overwrite, marker=marker)
     with _temporary_folder(path) as folder:
         partial = folder / "new"
         partial.mkdir()
@@ -64,6 +61,32 @@ def whole_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
             if old.exists():
                 old.replace(path)
             raise
+
+
+def check_folder(path: Path, *, overwrite: bool, marker: str | None = None) -> None:
+    """Refuse an output folder that is in use, before any work is done.
+
+    Args:
+        path: the folder to appear.
+        overwrite: whether a folder with files in it may be replaced.
+        marker: a file that our own outputs hold; a folder without it is never replaced, so that a
+            slip of the hand cannot cost a folder of somebody's files.
+
+    Raises:
+        MedQDMError: something is there that may not be replaced.
+    """
+    if path.exists() and not path.is_dir():
+        raise MedQDMError(f"{path}: the output must be a folder, got a file; choose another name")
+    if path.is_dir() and any(path.iterdir()) and not overwrite:
+        raise MedQDMError(
+            f"{path}: the output folder must be empty, got files in it; "
+            "choose another one or add --overwrite"
+        )
+    if path.is_dir() and any(path.iterdir()) and marker and not (path / marker).is_file():
+        raise MedQDMError(
+            f"{path}: only an earlier output (with {marker}) may be replaced, got other files; "
+            "choose another folder"
+        )
 
 
 @contextmanager

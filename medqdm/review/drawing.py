@@ -227,7 +227,7 @@ def _figure(
         color=INK, fontsize=11, ha="center", va="top",
     )  # fmt: skip
     figure.text(
-        start / width, 0.12 / height,
+        _GAP_INCHES / width, 0.12 / height,
         f"pixels {before[0]:.3g} x {before[1]:.3g} mm -> {after[0]:.3g} x {after[1]:.3g} mm\n"
         f"refined: {content.refined.mean():.0%} of the slice; averaged back to the input's pixels "
         f"it differs by {content.lr_consistency_hu:.1f} HU rms\n"

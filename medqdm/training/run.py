@@ -2,6 +2,7 @@
 
 import logging
 import platform
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from medqdm.models.autoencoder import KLAutoencoder
 from medqdm.models.perceptual import PerceptualDistance, load_perceptual
 from medqdm.training.autoencoder import AutoencoderModule
 from medqdm.training.diffusion import DiffusionModule
+from medqdm.training.lightning import StepSeed, without_harmless_messages
 from medqdm.version import __version__
 
 WEIGHTS = "weights.safetensors"
@@ -52,13 +54,17 @@ def train(task: Task, data: Path, out: Path, *, autoencoder: Path | None = None)
         MedQDMError: the data, the run folder or the autoencoder do not fit.
     """
     open_run(task, out)
+    if (out / WEIGHTS).is_file():
+        log.info("%s: this run has ended; its weights stay as they are", out)
+        return out / WEIGHTS
     pl.seed_everything(task.training.seed, workers=True, verbose=False)
-    if not (out / AUTOENCODER_WEIGHTS).is_file():
-        if autoencoder is not None:
-            _adopt_autoencoder(task, autoencoder, out)
-        else:
-            _train_autoencoder(task, data, out)
-    return _train_diffusion(task, data, out)
+    with without_harmless_messages():
+        if not (out / AUTOENCODER_WEIGHTS).is_file():
+            if autoencoder is not None:
+                _adopt_autoencoder(task, autoencoder, out)
+            else:
+                _train_autoencoder(task, data, out)
+        return _train_diffusion(task, data, out)
 
 
 def open_run(task: Task, out: Path) -> None:
@@ -138,6 +144,7 @@ def _fit(
     """Fit one stage from its last checkpoint, if it has one; the module ends with EMA weights."""
     settings = task.training
     last = folder / "checkpoints" / "last.ckpt"
+    averaging = EMAWeightAveraging(decay=settings.ema_decay)
     trainer = pl.Trainer(
         max_steps=steps,
         max_epochs=-1,
@@ -159,7 +166,8 @@ def _fit(
             CSVLogger(folder, name="csv"),
         ],
         callbacks=[
-            EMAWeightAveraging(decay=settings.ema_decay),
+            averaging,
+            StepSeed(settings.seed),
             ModelCheckpoint(
                 dirpath=last.parent,
                 every_n_train_steps=settings.checkpoint_every,
@@ -173,9 +181,9 @@ def _fit(
     )
     began = time.monotonic()
     if steps > 0:
-        trainer.fit(module, source, ckpt_path=last if last.is_file() else None, weights_only=True)
-        if trainer.interrupted:
-            raise KeyboardInterrupt
+        _fit_or_interrupt(trainer, module, source, last)
+        # a run that was stopped after its last step is only loaded, and then not averaged
+        averaging.on_train_end(trainer, module)
         trainer.save_checkpoint(last)
     return {
         "steps": trainer.global_step,
@@ -194,6 +202,19 @@ def _fit(
             if key.startswith("validation/")
         },
     }
+
+
+def _fit_or_interrupt(
+    trainer: pl.Trainer, module: pl.LightningModule, source: SliceDataModule, last: Path
+) -> None:
+    try:
+        trainer.fit(module, source, ckpt_path=last if last.is_file() else None, weights_only=True)
+    except SystemExit:
+        if not trainer.interrupted:
+            raise
+        # Lightning ends the program at Ctrl+C and leaves it deaf to the next; notebooks live on
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        raise KeyboardInterrupt from None
 
 
 def _lr_spacing_mm(source: SliceDataModule, task: Task) -> list[float]:

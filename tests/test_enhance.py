@@ -1,0 +1,264 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+import torch
+
+from medqdm import checkpoint, io, metrics
+from medqdm.config import load_task
+from medqdm.degrade import degrade, draw
+from medqdm.engine import Enhanced
+from medqdm.enhance import Summary, bundled_weights, enhance_series, enhance_volume
+from medqdm.enhancer import EnhancedSlice, Enhancer, SliceNoise, choose_device
+from medqdm.errors import MedQDMError
+from medqdm.picture import upsample_bicubic
+from medqdm.volume import Volume
+
+DEMO = Path(__file__).parent / "data" / "demo-series"
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh tiny model: two steps, residual zero, so it draws nothing of its own."""
+    task = load_task("tiny", ["autoencoder.latent_scale=1.0", "diffusion.sampling_steps=2"])
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    checkpoint.save(
+        path,
+        task=task,
+        autoencoder_state=checkpoint.build_autoencoder(task).state_dict(),
+        qdm_state=checkpoint.build_qdm(task).state_dict(),
+        record={"diffusion": {"lr_spacing_mm": [0.5, 0.9]}},
+        dtype="float32",
+    )
+    return path
+
+
+@pytest.fixture
+def enhancer(weights: Path) -> Enhancer:
+    return Enhancer(weights, device="cpu", precision="fp32")
+
+
+@pytest.fixture
+def bicubic(enhancer: Enhancer, monkeypatch: pytest.MonkeyPatch) -> Enhancer:
+    """An enhancer whose network is the identity: what remains is the pipeline's own doing."""
+
+    def enhance(lr: torch.Tensor, _noise: object) -> Enhanced:
+        return Enhanced(enhancer.engine.upsample(lr), enhancer.engine.quadtree(lr).refined)
+
+    monkeypatch.setattr(enhancer.engine, "enhance", enhance)
+    return enhancer
+
+
+@pytest.mark.parametrize("size", [(64, 64), (33, 17), (511, 130), (7, 5), (16, 16)])
+def test_any_size_is_padded_never_resampled(bicubic: Enhancer, size: tuple[int, int]) -> None:
+    rows, columns = np.meshgrid(np.arange(size[0]), np.arange(size[1]), indexing="ij")
+    hu = (2.0 * rows - 1.5 * columns).astype(np.float32)
+    done = bicubic.enhance_slice(hu)
+    assert done.hu.shape == (4 * size[0], 4 * size[1])
+    assert done.refined.shape == (-(-size[0] // 2), -(-size[1] // 2))
+    rows, columns = np.meshgrid(*((np.arange(4 * n) - 1.5) / 4 for n in size), indexing="ij")
+    inner = (slice(12, 4 * size[0] - 12), slice(12, 4 * size[1] - 12))
+    expected = 2.0 * rows - 1.5 * columns
+    np.testing.assert_allclose(done.hu[inner], expected[inner], atol=0.01)
+
+
+def test_values_outside_the_window_pass_by_the_network(bicubic: Enhancer) -> None:
+    hu = np.full((32, 32), -1024, dtype=np.float32)
+    hu[10:14, 20:24] = 3000
+    out = bicubic.enhance_slice(hu).hu
+    assert out[44:52, 84:92].min() > 2900
+    assert out[:20, :40] == pytest.approx(-1024, abs=0.01)
+    assert out.min() > -1300  # no dark ring around metal but the bicubic's own inside the window
+
+
+def test_a_marked_voxel_stays_at_its_place_in_mm(bicubic: Enhancer, ct_series, tmp_path) -> None:
+    hu = np.full((3, 24, 40), -900, dtype=np.float32)
+    hu[1, 6, 29] = 900
+    source = io.read(ct_series(hu, orientation=(0, 1, 0, -1, 0, 0)))
+    enhance_volume(bicubic, source, tmp_path / "out")
+    found = io.read(tmp_path / "out")
+    slice_ = found.hu[1] + 900
+    slice_[slice_ < 100] = 0
+    y, x = (np.average(i, weights=slice_) for i in np.indices(slice_.shape))
+    np.testing.assert_allclose(found.position_mm(1, y, x), source.position_mm(1, 6, 29), atol=0.01)
+    np.testing.assert_allclose(found.corners_mm(), source.corners_mm(), atol=1e-3)
+
+
+def test_noise_depends_on_seed_slice_and_draw_alone() -> None:
+    noise = SliceNoise(1, 2, (3, 8, 8))
+    assert torch.equal(noise.draw(0), SliceNoise(1, 2, (3, 8, 8)).draw(0))
+    others = [
+        SliceNoise(2, 2, (3, 8, 8)).draw(0),
+        SliceNoise(1, 3, (3, 8, 8)).draw(0),
+        noise.draw(1),
+    ]
+    assert not any(torch.equal(noise.draw(0), other) for other in others)
+
+
+def test_slices_do_not_depend_on_what_came_before(enhancer: Enhancer) -> None:
+    random = np.random.default_rng(0)
+    volume = Volume.from_spacing(random.normal(0, 300, (3, 16, 16)), (2, 0.7, 0.7))
+    in_order = [done.hu for done in enhancer.slices(volume)]
+    alone = enhancer.enhance_slice(volume.hu[2], 2).hu
+    np.testing.assert_array_equal(in_order[2], alone)
+
+
+def test_overlapping_tiles_share_their_noise(enhancer: Enhancer, monkeypatch) -> None:
+    seen = []
+    real = enhancer.engine.enhance
+
+    def spy(lr: torch.Tensor, noise):
+        seen.append(noise(0))
+        return real(lr, noise)
+
+    monkeypatch.setattr(enhancer.engine, "enhance", spy)
+    enhancer.enhance_slice(np.zeros((16, 32), dtype=np.float32))
+    first, second = seen[0][0], seen[1][0]  # tiles of 16 at 0, 14 and 16
+    torch.testing.assert_close(first[:, :, 14:], second[:, :, :2], atol=0, rtol=0)
+
+
+def test_series_to_series(weights: Path, ct_series, tmp_path) -> None:
+    folder = ct_series(np.zeros((2, 16, 16)), PatientName="Secret^Name", PatientID="SECRET-1")
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    out = tmp_path / "out"
+    summary = enhance_series(folder, out, weights=weights, device="cpu")
+    assert {p.name for p in out.iterdir()} == {
+        "IM0001.dcm", "IM0002.dcm", "run.json", "comparison.png", "refined.npz",
+    }  # fmt: skip
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    run = json.loads((out / "run.json").read_text())
+    assert run["summary"] == summary.numbers()
+    assert run["summary"]["slices"] == 2
+    assert "SECRET" not in (out / "run.json").read_text().upper()
+    written = pydicom.dcmread(out / "IM0001.dcm")
+    assert written.Rows == 64
+    assert str(written.PatientName) == "Secret^Name"
+    assert run["weights_sha256"] in written.DerivationDescription
+    assert np.load(out / "refined.npz")["refined"].shape == (2, 8, 8)
+
+
+def test_same_command_gives_the_same_series(weights: Path, ct_series, tmp_path) -> None:
+    folder = ct_series(np.random.default_rng(0).normal(0, 200, (1, 16, 16)))
+    made = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        enhance_series(folder, tmp_path / name, weights=weights, device="cpu", seed=seed)
+        made.append(pydicom.dcmread(tmp_path / name / "IM0001.dcm"))
+    assert made[0].SeriesInstanceUID == made[1].SeriesInstanceUID
+    assert made[0].PixelData == made[1].PixelData
+    assert made[0].SeriesInstanceUID != made[2].SeriesInstanceUID
+    assert made[0].SOPInstanceUID != made[2].SOPInstanceUID
+
+
+@pytest.mark.parametrize(
+    ("kind", "ending"), [("nifti", ".nii.gz"), ("nrrd", ".nrrd"), ("mha", ".mha")]
+)
+def test_other_formats(weights: Path, ct_series, tmp_path, kind: str, ending: str) -> None:
+    source = ct_series(np.zeros((3, 16, 16)), spacing_mm=(2.5, 0.7, 0.7))
+    enhance_series(source, tmp_path / "out", weights=weights, device="cpu", file_format=kind)
+    found = io.read(tmp_path / "out" / f"enhanced{ending}")
+    assert found.shape == (3, 64, 64)
+    np.testing.assert_allclose(found.corners_mm(), io.read(source).corners_mm(), atol=1e-3)
+
+
+def test_spacing_outside_the_training_range_warns_with_both_numbers(enhancer: Enhancer) -> None:
+    coarse = Volume.from_spacing(np.zeros((1, 16, 16)), (2, 3.0, 3.0))
+    (warning,) = enhancer.warnings(coarse)
+    assert "3.000 x 3.000 mm" in warning
+    assert "0.500 to 0.900 mm" in warning
+    assert not enhancer.warnings(Volume.from_spacing(np.zeros((1, 16, 16)), (2, 0.7, 0.7)))
+
+
+def test_nan_is_tried_again_in_fp32_and_then_refused(
+    enhancer: Enhancer, monkeypatch, tmp_path
+) -> None:
+    calls = []
+
+    def broken(lr: torch.Tensor, _noise: object) -> Enhanced:
+        calls.append(torch.is_autocast_enabled("cpu"))
+        sr = enhancer.engine.upsample(lr) * (float("nan") if len(calls) != 2 else 1)
+        return Enhanced(sr, enhancer.engine.quadtree(lr).refined)
+
+    monkeypatch.setattr(enhancer.engine, "enhance", broken)
+    enhancer.precision = "bf16"
+    assert np.isfinite(enhancer.enhance_slice(np.zeros((16, 16), dtype=np.float32)).hu).all()
+    assert calls == [True, False]
+    volume = Volume.from_spacing(np.zeros((1, 16, 16)), (2, 0.7, 0.7))
+    with pytest.raises(MedQDMError, match="slice 1: the network's output must be finite"):
+        enhance_volume(enhancer, volume, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_output_folder_must_be_free_and_apart(weights: Path, ct_series, tmp_path) -> None:
+    folder = ct_series(np.zeros((1, 16, 16)))
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "mine.txt").write_text("keep")
+    for out, overwrite, message in (
+        (taken, False, "must be empty, got files in it"),
+        (folder, True, "must not lie in the input folder"),
+        (folder / "inside", True, "must not lie in the input folder"),
+        (tmp_path, True, "must not be a folder that holds the input"),
+    ):
+        with pytest.raises(MedQDMError, match=message):
+            enhance_series(folder, out, weights=weights, overwrite=overwrite)
+    with pytest.raises(MedQDMError, match=r"only an earlier output \(with run.json\)"):
+        enhance_series(folder, taken, weights=weights, overwrite=True)
+    assert (taken / "mine.txt").read_text() == "keep"
+    out = tmp_path / "out"
+    enhance_series(folder, out, weights=weights, device="cpu")
+    first = (out / "IM0001.dcm").read_bytes()
+    enhance_series(folder, out, weights=weights, device="cpu", seed=1, overwrite=True)
+    assert (out / "IM0001.dcm").read_bytes() != first
+
+
+def test_summary_by_hand(enhancer: Enhancer) -> None:
+    summary = Summary()
+    hu = np.full((8, 8), 13.0, dtype=np.float32)
+    refined = np.array([[True, False]])
+    summary.add(EnhancedSlice(0, hu, refined, 2.0), np.full((2, 2), 10.0, dtype=np.float32))
+    summary.add(EnhancedSlice(1, hu, ~refined, 4.0), np.full((2, 2), 14.0, dtype=np.float32))
+    assert summary.numbers() == {
+        "slices": 2, "seconds_per_slice": 3.0, "share_refined": 0.5, "mean_shift_hu": 1.0,
+        "lr_consistency_hu": pytest.approx(5**0.5, abs=1e-3), "clipped_voxels": 0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["tpu", "cuda:x", "cuda:99"])
+def test_devices_that_are_not_there_are_refused(name: str) -> None:
+    with pytest.raises(MedQDMError, match="--device"):
+        choose_device(name)
+
+
+def test_bundled_weights() -> None:
+    total = sum(bundled_weights(name).stat().st_size for name in ("sr4", "sr8"))
+    assert total <= 30_000_000
+    with pytest.raises(MedQDMError, match="no weights for task 'sr2': bundled are sr4, sr8"):
+        bundled_weights("sr2")
+
+
+def test_stage_one_weights_are_refused(tmp_path) -> None:
+    task = load_task("tiny", ["autoencoder.latent_scale=1.0"])
+    path = tmp_path / "vae.safetensors"
+    state = checkpoint.build_autoencoder(task).state_dict()
+    checkpoint.save(
+        path, task=task, autoencoder_state=state, qdm_state=None, record={}, dtype="float32"
+    )
+    with pytest.raises(MedQDMError, match="must hold a whole model, got a KL-VAE alone"):
+        Enhancer(path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "factor"), [("sr4", 4), ("sr8", 8)])
+def test_bundled_models_beat_bicubic_on_the_demo_slice(name: str, factor: int) -> None:
+    hr = np.load(DEMO.parent / "demo-series-reference.npz")["hu"][2].astype(np.float32)
+    enhancer = Enhancer(bundled_weights(name), device="cpu")
+    window = enhancer.task.hu_window
+    params = draw(enhancer.task.test_degradation, np.random.RandomState(0))
+    lr = degrade(torch.from_numpy(window.normalize(hr))[None], params, factor)
+    lr_hu = window.denormalize(lr[0].numpy())
+    ours, plain = enhancer.enhance_slice(lr_hu).hu, upsample_bicubic(lr_hu, factor)
+    assert metrics.psnr_db(ours, hr, window) > metrics.psnr_db(plain, hr, window)
+    assert metrics.ssim(ours, hr, window) > metrics.ssim(plain, hr, window)

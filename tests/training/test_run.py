@@ -1,0 +1,311 @@
+"""Training end to end on small volumes: stop, resume, refuse, two processes."""
+
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+
+import medqdm
+from medqdm import checkpoint
+from medqdm.config import Task, load_task
+from medqdm.data import SliceDataModule
+from medqdm.engine import Engine
+from medqdm.enhancer import Enhancer
+from medqdm.errors import MedQDMError
+from medqdm.models.autoencoder import KLAutoencoder
+from medqdm.training.autoencoder import AutoencoderModule
+from medqdm.training.diffusion import DiffusionModule
+from medqdm.training.lightning import StepSeed, without_harmless_messages
+from medqdm.training.run import open_run, train
+
+STEPS = 4
+SHORT = (
+    f"training.autoencoder.steps={STEPS}",
+    f"training.diffusion.steps={STEPS}",
+    "training.autoencoder.batch_size=2",
+    "training.diffusion.batch_size=2",
+    "training.validate_every=2",
+    "training.checkpoint_every=2",
+    "training.validation_slices=1",
+    "training.validation_patients=[p2]",
+    "training.accelerator=cpu",
+    "training.precision=fp32",
+    "training.ema_decay=0.5",
+    "diffusion.sampling_steps=2",
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def body(num: int, seed: int) -> NDArray[np.int16]:
+    """``(num, 64, 64)`` HU: a noisy disc with a bone in air."""
+    random = np.random.default_rng(seed)
+    y, x = np.mgrid[:64, :64] - 31.5
+    hu = np.full((num, 64, 64), -1000.0)
+    hu[:, np.hypot(y, x) < 26] = 40
+    hu[:, np.hypot(y - 12, x) < 5] = 700
+    return (hu + random.normal(0, 20, hu.shape)).astype(np.int16)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three patients with 3, 4 and 2 slices; pixels of 0.5, 0.6 and 0.9 mm."""
+    folder = tmp_path_factory.mktemp("data")
+    for k, (num, spacing) in enumerate(((3, 0.5), (4, 0.6), (2, 0.9))):
+        affine = np.diag([-spacing, -spacing, 3.0, 1.0])
+        image = nibabel.Nifti1Image(body(num, k).transpose(2, 1, 0), affine)
+        nibabel.save(image, folder / f"p{k}.nii.gz")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    return load_task("tiny", SHORT)
+
+
+@pytest.fixture(scope="module")
+def finished(task: Task, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that was never stopped; look at it, do not change it."""
+    out = tmp_path_factory.mktemp("run") / "straight"
+    assert train(task, data, out) == out / "weights.safetensors"
+    return out
+
+
+def assert_same_weights(a: Path, b: Path) -> None:
+    one, other = load_file(a), load_file(b)
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        assert torch.equal(value, other[name]), name
+
+
+def test_a_trained_model_enhances(finished: Path, task: Task) -> None:
+    enhancer = Enhancer(finished / "weights.safetensors", device="cpu")
+    hu = body(1, seed=9)[0, :32, :24].astype(np.float32)
+    enhanced = enhancer.enhance_slice(hu)
+    assert enhanced.hu.shape == (128, 96)
+    assert np.isfinite(enhanced.hu).all()
+    assert enhancer.task.name == task.name
+
+
+def test_the_record_tells_what_was_trained_on(finished: Path) -> None:
+    record = checkpoint.load(finished / "weights.safetensors").record
+    assert set(record) == {"autoencoder", "diffusion"}
+    for stage in record.values():
+        assert stage["steps"] == STEPS
+        assert stage["lr_spacing_mm"] == [2.0, 2.4]  # four times that of p0 and of p1
+        assert (stage["train_patients"], stage["validation_patients"]) == (2, 1)
+        assert (stage["train_slices"], stage["validation_slices"]) == (7, 2)
+    assert set(record["diffusion"]["validation"]) == {
+        "psnr", "ssim", "mae_hu", "psnr_bicubic", "ssim_bicubic", "mae_hu_bicubic", "density",
+    }  # fmt: skip
+    assert set(record["autoencoder"]["validation"]) == {"psnr_hr", "psnr_lr"}
+
+
+def test_training_latents_have_unit_variance(finished: Path, data: Path) -> None:
+    loaded = checkpoint.load(finished / "weights.safetensors")
+    scale = loaded.task.autoencoder.latent_scale
+    assert scale is not None
+    hr = torch.stack(list(SliceDataModule(loaded.task, data, "diffusion").sample_hr(100)))
+    assert len(hr) == 7
+    with torch.no_grad():
+        z = loaded.autoencoder.encode(hr) * scale
+    assert z.var().item() == pytest.approx(1, rel=0.05)
+
+
+def test_a_finished_run_is_left_alone(
+    finished: Path, task: Task, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob("*")}
+    monkeypatch.setattr(SliceDataModule, "setup", None)  # not even the data are read
+    assert train(task, data, finished) == finished / "weights.safetensors"
+    assert {p: p.stat().st_mtime_ns for p in finished.rglob("*")} == before
+
+
+def test_lost_weights_are_exported_again(
+    finished: Path, task: Task, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    (out / "weights.safetensors").unlink()
+    monkeypatch.setattr(DiffusionModule, "training_step", None)  # nothing is left to train
+    assert_same_weights(train(task, data, out), finished / "weights.safetensors")
+
+
+class Stop:
+    """Ctrl+C in a method of a module, as soon as it has taken so many steps."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, module: type, method: str, at: int) -> None:
+        self.steps: list[int] = []
+        original = getattr(module, method)
+
+        def interrupted(module: Any, *args: Any) -> Any:
+            self.steps.append(module.global_step)
+            if module.global_step == at:
+                raise KeyboardInterrupt
+            return original(module, *args)
+
+        monkeypatch.setattr(module, method, interrupted)
+
+
+def test_a_stopped_run_goes_on_to_the_same_weights(
+    finished: Path, task: Task, data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    first_steps = []
+    for module, method, at in (
+        (AutoencoderModule, "training_step", 3),
+        (AutoencoderModule, "validation_step", STEPS),  # after the last step, before its end
+        (DiffusionModule, "training_step", 3),
+        (DiffusionModule, "validation_step", STEPS),
+    ):
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            stop = Stop(monkeypatch, module, method, at)
+            with pytest.raises(KeyboardInterrupt):
+                train(task, data, out)
+        first_steps.append(stop.steps[0])
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert not (out / "weights.safetensors").exists()
+    train(task, data, out)
+    assert first_steps == [0, STEPS, 0, STEPS]
+    assert_same_weights(out / "autoencoder.safetensors", finished / "autoencoder.safetensors")
+    assert_same_weights(out / "weights.safetensors", finished / "weights.safetensors")
+
+
+def test_a_resumed_stage_takes_the_missing_steps_only(
+    task: Task, data: Path, tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = finished / "autoencoder.safetensors"
+    with pytest.MonkeyPatch.context() as patch:
+        Stop(patch, DiffusionModule, "training_step", 3)
+        with pytest.raises(KeyboardInterrupt):
+            train(task, data, tmp_path / "run", autoencoder=weights)
+    watched = Stop(monkeypatch, DiffusionModule, "training_step", -1)
+    train(task, data, tmp_path / "run", autoencoder=weights)
+    assert watched.steps == [2, 3]  # from the checkpoint after two steps
+
+
+def test_a_given_autoencoder_is_taken(
+    finished: Path, task: Task, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(AutoencoderModule, "training_step", None)
+    given = finished / "autoencoder.safetensors"
+    made = checkpoint.load(train(task, data, tmp_path / "run", autoencoder=given))
+    assert_same_weights(tmp_path / "run" / "autoencoder.safetensors", given)
+    assert made.task.autoencoder == checkpoint.load(given).task.autoencoder
+    assert made.record["autoencoder"] == checkpoint.load(given).record["autoencoder"]
+
+
+def test_another_autoencoder_is_refused(finished: Path, data: Path, tmp_path: Path) -> None:
+    other = load_task("tiny", [*SHORT, "autoencoder.channels=[8,8,16]"])
+    with pytest.raises(MedQDMError, match=r"must have the task's autoencoder and window"):
+        train(other, data, tmp_path / "a", autoencoder=finished / "autoencoder.safetensors")
+    other = load_task("tiny", [*SHORT, "window.width_hu=400"])
+    with pytest.raises(MedQDMError, match=r"must have the task's autoencoder and window"):
+        train(other, data, tmp_path / "b", autoencoder=finished / "autoencoder.safetensors")
+
+
+def test_a_run_of_another_task_is_refused(task: Task, data: Path, tmp_path: Path) -> None:
+    open_run(task, tmp_path / "run")
+    open_run(task, tmp_path / "run")
+    other = load_task("tiny", [*SHORT, "training.seed=1"])
+    with pytest.raises(MedQDMError, match="can only be resumed with its own task"):
+        train(other, data, tmp_path / "run")
+
+
+def test_a_folder_that_is_no_run_is_refused(task: Task, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
+    for out in (tmp_path, tmp_path / "notes.txt"):
+        with pytest.raises(MedQDMError, match="must be a new folder or a run to resume"):
+            train(task, data, out)
+    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_nan_stops_training_and_names_the_slices(
+    task: Task, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode = KLAutoencoder.decode
+    monkeypatch.setattr(KLAutoencoder, "decode", lambda self, z: decode(self, z) * torch.nan)
+    with pytest.raises(
+        MedQDMError, match=r"must be finite, got nan for slices p[01]\[\d\], p[01]\[\d\]; look"
+    ):
+        train(task, data, tmp_path / "run")
+
+
+def test_the_scale_is_asked_for_before_latents_are_made(task: Task) -> None:
+    engine = Engine(task, checkpoint.build_autoencoder(task), checkpoint.build_qdm(task))
+    with pytest.raises(MedQDMError, match="latent_scale must be a number, got none"):
+        engine.encode(torch.zeros(1, 1, 64, 64))
+
+
+@pytest.mark.parametrize("stage", ["autoencoder", "diffusion"])
+def test_the_perceptual_term_asks_for_its_weights(
+    stage: str, data: Path, tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MEDQDM_LPIPS_WEIGHTS", raising=False)
+    monkeypatch.setitem(sys.modules, "lpips", None)
+    task = load_task("tiny", [*SHORT, f"training.{stage}.perceptual_weight=0.1"])
+    given = finished / "autoencoder.safetensors" if stage == "diffusion" else None
+    with pytest.raises(MedQDMError, match=r"medqdm\[perceptual\]"):
+        train(task, data, tmp_path / "run", autoencoder=given)
+
+
+@pytest.mark.slow
+def test_two_processes_train_by_the_same_command(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    settings = [*SHORT, "training.devices=2", "training.strategy=ddp"]
+    command = [sys.executable, "-m", "medqdm", "train", "--task", "tiny", "--data", data]
+    command += ["--out", out, *(part for item in settings for part in ("--set", item))]
+    where = Path(medqdm.__file__).parent.parent
+    done = subprocess.run(
+        [str(part) for part in command],
+        check=False, capture_output=True, text=True, timeout=280, cwd=where,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    record = checkpoint.load(out / "weights.safetensors").record
+    assert record["autoencoder"]["steps"] == record["diffusion"]["steps"] == STEPS
+    assert "litlogger" not in done.stdout + done.stderr
+
+
+def test_a_step_s_random_numbers_follow_from_seed_step_and_process() -> None:
+    def draw(seed: int, step: int, rank: int) -> float:
+        torch.rand(3)
+        trainer: Any = SimpleNamespace(global_rank=rank)
+        StepSeed(seed).on_train_batch_start(trainer, SimpleNamespace(), None, step)
+        return torch.rand(()).item()
+
+    assert draw(0, 5, 1) == draw(0, 5, 1)
+    assert len({draw(0, 5, 0), draw(1, 5, 0), draw(0, 6, 0), draw(0, 5, 1)}) == 4
+
+
+def test_harmless_messages_alone_are_kept_back(caplog: pytest.LogCaptureFixture) -> None:
+    log = logging.getLogger("pytorch_lightning.utilities.rank_zero")
+    tip = "Tip: For seamless cloud logging, try installing something"
+    with caplog.at_level(logging.INFO), without_harmless_messages():
+        log.info(tip)
+        log.info("GPU available: False")
+        warnings.warn("The 'val_dataloader' does not have many workers", stacklevel=1)
+        with pytest.raises(UserWarning, match="another"):
+            warnings.warn("another", stacklevel=1)
+    log.info(tip)
+    assert caplog.messages == ["GPU available: False", tip]
