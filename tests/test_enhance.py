@@ -62,7 +62,8 @@ def test_any_size_is_padded_never_resampled(bicubic: Enhancer, size: tuple[int, 
     rows, columns = np.meshgrid(*((np.arange(4 * n) - 1.5) / 4 for n in size), indexing="ij")
     inner = (slice(12, 4 * size[0] - 12), slice(12, 4 * size[1] - 12))
     expected = 2.0 * rows - 1.5 * columns
-    np.testing.assert_allclose(done.hu[inner], expected[inner], atol=0.01)
+    # the kernel (a = -0.75) bends a ramp by up to 0.15; a shift by half a pixel would be 0.25
+    np.testing.assert_allclose(done.hu[inner], expected[inner], atol=0.16)
 
 
 def test_values_outside_the_window_pass_by_the_network(bicubic: Enhancer) -> None:

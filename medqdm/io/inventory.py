@@ -12,6 +12,7 @@ import SimpleITK as sitk  # noqa: N813  (its usual name)
 from nibabel.filebasedimages import ImageFileError
 
 from medqdm.errors import MedQDMError
+from medqdm.io.axes import choose_slice_axis
 from medqdm.io.dicom_read import arrange, heights_mm
 from medqdm.io.dicom_scan import Slice, scan_files, tolerant
 from medqdm.io.formats import ITK_ENDINGS, NIFTI_ENDINGS, SEGMENTATION_ENDINGS, has_ending
@@ -135,8 +136,19 @@ def _summarize_file(path: Path) -> SeriesSummary:
         problem = f"{path.name}: cannot be read"
     if problem is not None:
         return SeriesSummary(kind, path, None, 0, (0, 0), (0.0, 0.0, 0.0), (), problem)
+    warnings: tuple[str, ...] = ()
+    try:
+        choose_slice_axis(np.asarray(spacing), None, where=path.name)
+    except MedQDMError as error:
+        warnings = (str(error),)
     return SeriesSummary(
-        kind, path, None, size[2], (size[1], size[0]), (spacing[2], spacing[1], spacing[0])
+        kind,
+        path,
+        None,
+        size[2],
+        (size[1], size[0]),
+        (spacing[2], spacing[1], spacing[0]),
+        warnings,
     )
 
 
