@@ -52,7 +52,7 @@ def bicubic(enhancer: Enhancer, monkeypatch: pytest.MonkeyPatch) -> Enhancer:
     return enhancer
 
 
-@pytest.mark.parametrize("size", [(64, 64), (33, 17), (511, 130), (7, 5), (16, 16)])
+@pytest.mark.parametrize("size", [(64, 64), (33, 17), (131, 51), (7, 5), (16, 16)])
 def test_any_size_is_padded_never_resampled(bicubic: Enhancer, size: tuple[int, int]) -> None:
     rows, columns = np.meshgrid(np.arange(size[0]), np.arange(size[1]), indexing="ij")
     hu = (2.0 * rows - 1.5 * columns).astype(np.float32)

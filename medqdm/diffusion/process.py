@@ -22,8 +22,9 @@ class Process:
     Args:
         schedule: eta and kappa per index.
         published_masking: True computes what published weights were run with: one input scale for
-            all pixels, and the ancestral mean outside refined regions too. False lets both follow
-            the mask, so that an unrefined region never keeps the residual of an older prediction.
+            all pixels, and the ancestral mean outside refined regions too. False keeps unrefined
+            regions at z_lr until the end: without noise, ``z_0 + eta_t (z_lr - z_0)`` would show
+            the network the truth in training, which it then seeks in its own errors in sampling.
     """
 
     def __init__(self, schedule: Schedule, *, published_masking: bool) -> None:
@@ -39,13 +40,10 @@ class Process:
     def diffuse(
         self, z_0: Latent, z_lr: Latent, t: Index, noise: Latent, refined: Refined | None = None
     ) -> Latent:
-        """Draw z_t: ``z_0 + eta_t (z_lr - z_0) + kappa sqrt(eta_t) M noise``."""
+        """Draw z_t: ``z_0 + eta_t (z_lr - z_0) + kappa sqrt(eta_t) noise`` where refined."""
         eta = self._at(t, z_0)
-        return (
-            z_0
-            + eta * (z_lr - z_0)
-            + self._masked(self.schedule.kappa * eta.sqrt(), refined) * noise
-        )
+        deviation = self._masked(self.schedule.kappa * eta.sqrt(), refined)
+        return self._hold(z_0 + eta * (z_lr - z_0) + deviation * noise, z_lr, refined)
 
     def prior(self, z_lr: Latent, noise: Latent, refined: Refined | None = None) -> Latent:
         """Draw the start: ``z_lr + kappa sqrt(eta_T) M noise``."""
@@ -76,10 +74,10 @@ class Process:
         With ``e = (z_t - z_0 - eta_t (z_lr - z_0)) / (kappa sqrt(eta_t))``, the noise that z_t
         must have, and ``sigma^2 = gamma^2 kappa^2 (eta_s / eta_t)(eta_t - eta_s)``::
 
-            z_s = z_0 + eta_s (z_lr - z_0) + sqrt(kappa^2 eta_s - sigma^2) M e + sigma M noise
+            z_s = z_0 + eta_s (z_lr - z_0) + sqrt(kappa^2 eta_s - sigma^2) e + sigma M noise
 
         gamma = 1 is the posterior q(z_s | z_t, z_0) of the jump (for neighbours: the ancestral
-        step), gamma = 0 is deterministic. Outside refined regions e is 0 by construction.
+        step), gamma = 0 is deterministic. Unrefined regions stay at z_lr, and end at z_0.
         """
         eta_t, eta_s = self._at(t, z_t), self._at(s, z_t)
         kappa = self.schedule.kappa
@@ -87,10 +85,14 @@ class Process:
         e = (z_t - z_0 - eta_t * residual) / (kappa * eta_t.sqrt())
         fresh = gamma**2 * (1 - eta_s / eta_t)  # share of the noise variance that is drawn anew
         kept = kappa * (eta_s * (1 - fresh)).clamp_min(0).sqrt()
-        if not self.published_masking:
-            kept = self._masked(kept, refined)
         drawn = self._masked(kappa * (eta_s * fresh).sqrt(), refined)
-        return z_0 + eta_s * residual + kept * e + drawn * noise
+        z_s = z_0 + eta_s * residual + kept * e + drawn * noise
+        return torch.where(eta_s == 0, z_0, self._hold(z_s, z_lr, refined))
+
+    def _hold(self, z: Latent, z_lr: Latent, refined: Refined | None) -> Latent:
+        if refined is None or self.published_masking:
+            return z
+        return torch.where(refined, z, z_lr)
 
     @staticmethod
     def _masked(value: Tensor, refined: Refined | None) -> Tensor:

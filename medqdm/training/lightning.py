@@ -13,6 +13,8 @@ import torch
 _HARMLESS_WARNINGS = (
     ".*isinstance.treespec, LeafSpec.. is deprecated",  # Lightning 2.6 on torch 2.13
     ".*in eval mode at the start of training",  # the frozen KL-VAE and LPIPS, on purpose
+    "Checkpoint directory .* exists and is not empty",  # a run that is resumed
+    "The dirpath has changed",  # and one whose folder was moved
     ".*does not have many workers",  # the few validation slices lie ready in memory
 )
 _HARMLESS_LINES = (

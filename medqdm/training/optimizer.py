@@ -24,9 +24,11 @@ def make_optimizer(
     """
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=settings.weight_decay)
 
+    falling = max(1, steps - settings.warmup_steps)
+
     def factor(step: int) -> float:
         warmup = min(1.0, (step + 1) / (settings.warmup_steps + 1))
-        progress = min(1.0, max(0, step - settings.warmup_steps) / max(1, steps))
+        progress = min(1.0, max(0, step - settings.warmup_steps) / falling)
         fall = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)) if settings.cosine else 1.0
         return warmup * fall
 
@@ -46,6 +48,6 @@ def check_finite(loss: Tensor, batch: dict[str, Any]) -> None:
             for patient, index in zip(batch["patient"], batch["slice"], strict=True)
         )
         raise MedQDMError(
-            f"training: the loss must be finite, got {float(loss)} for slices {slices}; "
+            f"training: the loss must be finite, got {loss.item()} for slices {slices}; "
             "look at these, or lower the learning rate"
         )

@@ -57,7 +57,6 @@ def train(task: Task, data: Path, out: Path, *, autoencoder: Path | None = None)
     if (out / WEIGHTS).is_file():
         log.info("%s: this run has ended; its weights stay as they are", out)
         return out / WEIGHTS
-    pl.seed_everything(task.training.seed, workers=True, verbose=False)
     with without_harmless_messages():
         if not (out / AUTOENCODER_WEIGHTS).is_file():
             if autoencoder is not None:
@@ -92,6 +91,8 @@ def open_run(task: Task, out: Path) -> None:
 
 
 def _train_autoencoder(task: Task, data: Path, out: Path) -> None:
+    # each stage anew, so that its first weights do not depend on where an earlier call stopped
+    pl.seed_everything(task.training.seed, workers=True, verbose=False)
     network = checkpoint.build_autoencoder(task)
     settings = task.training.autoencoder
     module = AutoencoderModule(task, network, _perceptual(settings.perceptual_weight))
@@ -120,6 +121,7 @@ def _train_diffusion(task: Task, data: Path, out: Path) -> Path:
     stage_one = checkpoint.load(out / AUTOENCODER_WEIGHTS)
     task = _with_latent_scale(task, stage_one.task.autoencoder.latent_scale or 1.0)
     network = stage_one.autoencoder
+    pl.seed_everything(task.training.seed, workers=True, verbose=False)
     engine = Engine(task, network, checkpoint.build_qdm(task))
     settings = task.training.diffusion
     module = DiffusionModule(task, engine, _perceptual(settings.perceptual_weight))

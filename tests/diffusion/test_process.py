@@ -87,19 +87,27 @@ def test_a_map_of_indices_equals_an_index_per_image() -> None:
     torch.testing.assert_close(by_image, by_map)
 
 
-def test_unrefined_regions_carry_no_noise_and_no_stale_residual() -> None:
+def test_unrefined_regions_hold_the_lr_latent_until_the_end() -> None:
     z_t, z_0, z_lr, noise = latents()
     refined = torch.zeros(2, 1, 8, 8, dtype=torch.bool)
     refined[..., :4] = True
-    out = PROCESS.jump(
-        z_t, z_0, z_lr, t=index(9), s=index(4), gamma=1.0, noise=noise, refined=refined
-    )
-    expected = z_0 + float(SCHEDULE.eta[4]) * (z_lr - z_0)
-    torch.testing.assert_close(out[..., 4:], expected[..., 4:])
-    assert not torch.allclose(out[..., :4], expected[..., :4])
+    rest = {"gamma": 1.0, "noise": noise, "refined": refined}
+    out = PROCESS.jump(z_t, z_0, z_lr, t=index(9), s=index(4), **rest)
+    everywhere = PROCESS.jump(z_t, z_0, z_lr, t=index(9), s=index(4), gamma=1.0, noise=noise)
+    torch.testing.assert_close(out[..., 4:], z_lr[..., 4:], atol=0, rtol=0)
+    torch.testing.assert_close(out[..., :4], everywhere[..., :4])
+    end = PROCESS.jump(z_t, z_0, z_lr, t=index(9), s=index(-1), **rest)
+    torch.testing.assert_close(end, z_0, atol=0, rtol=0)
     torch.testing.assert_close(PROCESS.prior(z_lr, noise, refined)[..., 4:], z_lr[..., 4:])
-    diffused = PROCESS.diffuse(z_0, z_lr, index(4), noise, refined)
-    torch.testing.assert_close(diffused[..., 4:], expected[..., 4:])
+
+
+def test_training_shows_nothing_of_the_truth_outside_refined_regions() -> None:
+    z_0, other, z_lr, noise = latents()
+    refined = torch.zeros(2, 1, 8, 8, dtype=torch.bool)
+    refined[..., :4] = True
+    a, b = (PROCESS.diffuse(truth, z_lr, index(4), noise, refined) for truth in (z_0, other))
+    torch.testing.assert_close(a[..., 4:], b[..., 4:], atol=0, rtol=0)
+    assert not torch.allclose(a[..., :4], b[..., :4])
 
 
 def test_input_scale_follows_the_mask_unless_published() -> None:

@@ -98,6 +98,22 @@ def assert_same_weights(a: Path, b: Path) -> None:
         assert torch.equal(value, other[name]), name
 
 
+class Stop:
+    """Ctrl+C in a method of a module, as soon as it has taken so many steps (-1: never)."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, module: type, method: str, at: int) -> None:
+        self.steps: list[int] = []
+        original = getattr(module, method)
+
+        def interrupted(module: Any, *args: Any) -> Any:
+            self.steps.append(module.global_step)
+            if module.global_step == at:
+                raise KeyboardInterrupt
+            return original(module, *args)
+
+        monkeypatch.setattr(module, method, interrupted)
+
+
 def test_a_trained_model_enhances(finished: Path, task: Task) -> None:
     enhancer = Enhancer(finished / "weights.safetensors", device="cpu")
     hu = body(1, seed=9)[0, :32, :24].astype(np.float32)
@@ -147,24 +163,9 @@ def test_lost_weights_are_exported_again(
     out = tmp_path / "run"
     shutil.copytree(finished, out)
     (out / "weights.safetensors").unlink()
-    monkeypatch.setattr(DiffusionModule, "training_step", None)  # nothing is left to train
+    watched = Stop(monkeypatch, DiffusionModule, "training_step", -1)
     assert_same_weights(train(task, data, out), finished / "weights.safetensors")
-
-
-class Stop:
-    """Ctrl+C in a method of a module, as soon as it has taken so many steps."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, module: type, method: str, at: int) -> None:
-        self.steps: list[int] = []
-        original = getattr(module, method)
-
-        def interrupted(module: Any, *args: Any) -> Any:
-            self.steps.append(module.global_step)
-            if module.global_step == at:
-                raise KeyboardInterrupt
-            return original(module, *args)
-
-        monkeypatch.setattr(module, method, interrupted)
+    assert watched.steps == []
 
 
 def test_a_stopped_run_goes_on_to_the_same_weights(

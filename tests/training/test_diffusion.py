@@ -1,0 +1,147 @@
+"""Stage two: Eq. 6 and 7, and the thresholds that it trains with."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from medqdm.checkpoint import build_autoencoder, build_qdm
+from medqdm.config import load_task
+from medqdm.engine import Engine
+from medqdm.errors import MedQDMError
+from medqdm.training.diffusion import DiffusionModule
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+class Distance(nn.Module):
+    """Stands in for LPIPS and keeps what it was shown."""
+
+    def forward(self, image: Tensor, reference: Tensor) -> Tensor:
+        self.shown = image, reference
+        return ((image - reference) ** 2).mean(dim=(1, 2, 3))
+
+
+def make(*settings: str, perceptual: Any = None) -> DiffusionModule:
+    """A module outside a trainer, whose log is a dict."""
+    torch.manual_seed(0)
+    task = load_task("tiny", ["autoencoder.latent_scale=2", *settings])
+    engine = Engine(task, build_autoencoder(task).eval(), build_qdm(task))
+    module = DiffusionModule(task, engine, perceptual)
+    module.logged = {}
+    module.log = lambda name, value, **_: module.logged.update({name: float(value.detach())})
+    module.log_dict = lambda values: [module.log(*item) for item in values.items()]
+    return module
+
+
+def make_batch(count: int = 2) -> dict[str, Any]:
+    """A flat left half and a noisy right half."""
+    generator = torch.Generator().manual_seed(1)
+    lr = torch.rand(count, 1, 16, 16, generator=generator) * 1.6 - 0.8
+    lr[..., :8] = 0.1
+    hr = nn.functional.interpolate(lr, scale_factor=4, mode="nearest")
+    return {"hr": hr, "lr": lr, "patient": ["a"] * count, "slice": torch.arange(count)}
+
+
+def test_thresholds_are_drawn_in_their_shares() -> None:
+    torch.manual_seed(0)
+    thresholds = make("quadtree.threshold=0.2").draw_thresholds(20_000, torch.device("cpu"))
+    assert (thresholds == 0.2).float().mean().item() == pytest.approx(0.70, abs=0.02)
+    assert (thresholds == 0).float().mean().item() == pytest.approx(0.15, abs=0.02)
+    rest = thresholds[(thresholds != 0.2) & (thresholds != 0)]
+    assert rest.min() >= 0
+    assert rest.max() <= 0.4
+    assert rest.mean().item() == pytest.approx(0.2, abs=0.01)  # even over [0, 2 s]
+
+
+def test_without_mask_training_everything_is_refined() -> None:
+    batch = make_batch()
+    batch["lr"].zero_()  # not even a threshold of 0 would refine this
+    module = make("training.diffusion.mask_training=none")
+    module.training_step(batch, 0)
+    assert module.logged["train/density"] == 1
+    module = make()
+    module.training_step(batch, 0)
+    assert module.logged["train/density"] == 0
+    assert module.logged["train/downstream"] == 0
+
+
+@pytest.mark.parametrize("prediction", ["z_0", "residual"])
+def test_the_loss_is_eq_6_with_the_downstream_where_refined(
+    prediction: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = make(
+        f"transformer.prediction={prediction}",
+        "training.diffusion.upstream_weight=0.5",
+        "training.diffusion.downstream_weight=2",
+    )
+    batch, engine = make_batch(), module.engine
+    monkeypatch.setattr(module, "draw_thresholds", lambda *_: torch.tensor([0.0, 9.0]))
+    with torch.no_grad():
+        z_0, z_lr = engine.encode(batch["hr"]), engine.encode(engine.upsample(batch["lr"]))
+    target = z_0 - z_lr if prediction == "residual" else z_0
+    refined = torch.zeros(2, 1, 16, 16, dtype=torch.bool)
+    refined[0, ..., 8:] = True  # the noisy half of the first slice
+
+    def streams(*_: Any) -> tuple[Tensor, Tensor]:
+        return target + 0.1, target + torch.where(refined, 0.3, 1e4)
+
+    monkeypatch.setattr(engine.qdm, "streams", streams)
+    loss = module.training_step(batch, 0)
+    assert module.logged["train/upstream"] == pytest.approx(0.01, rel=1e-4)
+    assert module.logged["train/downstream"] == pytest.approx(0.09, rel=1e-4)
+    assert loss.item() == pytest.approx(0.5 * 0.01 + 2 * 0.09, rel=1e-4)
+
+
+def test_a_fixed_batch_is_learnt() -> None:
+    module = make("diffusion.num_steps=2")
+    optimizer = module.configure_optimizers()["optimizer"]
+    losses = []
+    for step in range(50):
+        torch.manual_seed(3)
+        loss = module.training_step(make_batch(), step)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_the_autoencoder_stays_as_it_is() -> None:
+    module = make()
+    module.training_step(make_batch(), 0).backward()
+    assert all(p.grad is None for p in module.engine.autoencoder.parameters())
+    assert all(p.grad is not None for p in module.engine.qdm.parameters())
+    optimizer = module.configure_optimizers()["optimizer"]
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert held == {id(p) for p in module.engine.qdm.parameters()}
+
+
+def test_the_perceptual_term_sees_the_decoded_prediction() -> None:
+    distance = Distance()
+    module = make("training.diffusion.perceptual_weight=0.1", perceptual=distance)
+    loss = module.training_step(make_batch(), 0)
+    image, reference = distance.shown
+    assert torch.equal(reference, make_batch()["hr"])
+    assert image.shape == reference.shape
+    logged = module.logged
+    assert loss.item() == pytest.approx(
+        logged["train/upstream"] + logged["train/downstream"] + 0.1 * logged["train/lpips"],
+        rel=1e-5,
+    )
+    assert image.requires_grad  # through the frozen decoder to the transformer
+
+
+def test_a_loss_that_is_not_finite_names_the_slices() -> None:
+    batch = make_batch()
+    batch["hr"][1] = torch.nan
+    with pytest.raises(MedQDMError, match=r"got nan for slices a\[0\], a\[1\]; look at these"):
+        make().training_step(batch, 0)
