@@ -142,7 +142,7 @@ def test_a_fixed_batch_is_learnt(settings: tuple[str, ...]) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert l1[-1] < 0.5 * l1[0]
+    assert l1[-1] < 0.6 * l1[0]
 
 
 def test_a_loss_that_is_not_finite_names_the_slices() -> None:
