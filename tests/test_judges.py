@@ -64,9 +64,9 @@ def complaints(tool: str, files: list[Path], *options: str) -> dict[str, str]:
 def test_dciodvfy_finds_nothing_that_the_source_lacks(pair: tuple[Path, Path]) -> None:
     tool = need("dciodvfy")
     before, after = {}, {}
-    for found, folder in ((before, pair[0]), (after, pair[1])):
+    for collected, folder in ((before, pair[0]), (after, pair[1])):
         for file in folder.glob("*.dcm"):
-            found |= complaints(tool, [file], "-new")
+            collected.update(complaints(tool, [file], "-new"))
     # what the source lacks against the standard is added empty: an error becomes a warning
     mended = {name for message, name in before.items() if "Error" in message}
     new = {m for m, name in after.items() if m not in before and name not in mended}

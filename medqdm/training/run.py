@@ -20,7 +20,7 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from torch import nn
 
 from medqdm import checkpoint
-from medqdm.config import Task
+from medqdm.config import Task, TrainingSection
 from medqdm.data import SliceDataModule, load_slices
 from medqdm.engine import Engine, autocast, is_bf16_fast
 from medqdm.errors import MedQDMError
@@ -152,7 +152,7 @@ def _fit(
         max_epochs=-1,
         accelerator=settings.accelerator,
         devices=settings.devices,
-        strategy=_strategy(settings.strategy, settings.accelerator),
+        strategy=_strategy(settings, module),
         precision=_lightning_precision(task),
         accumulate_grad_batches=settings.accumulate,
         gradient_clip_val=settings.gradient_clip or None,
@@ -226,14 +226,14 @@ def _lr_spacing_mm(source: SliceDataModule, task: Task) -> list[float]:
     return [round(float(low) * task.upscale, 4), round(float(high) * task.upscale, 4)]
 
 
-def _strategy(name: str, accelerator: str) -> Any:
-    if name != "ddp":
-        return name
-    on_gpu = accelerator != "cpu" and torch.cuda.is_available()
+def _strategy(settings: TrainingSection, module: pl.LightningModule) -> Any:
+    if settings.strategy != "ddp":
+        return settings.strategy
+    on_gpu = settings.accelerator != "cpu" and torch.cuda.is_available()
     return pl.strategies.DDPStrategy(
         process_group_backend="nccl" if on_gpu else "gloo",
-        # a batch without any refined window leaves the downstream out
-        find_unused_parameters=True,
+        # until the adversarial term begins, the discriminator gets no gradient
+        find_unused_parameters=getattr(module, "discriminator", None) is not None,
     )
 
 

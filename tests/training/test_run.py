@@ -274,6 +274,10 @@ def test_the_perceptual_term_asks_for_its_weights(
 def test_two_processes_train_by_the_same_command(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     settings = [*SHORT, "training.devices=2", "training.strategy=ddp"]
+    settings += [  # the discriminator joins on the way
+        "training.autoencoder.adversarial_weight=0.1",
+        "training.autoencoder.adversarial_start=2",
+    ]
     command = [sys.executable, "-m", "medqdm", "train", "--task", "tiny", "--data", data]
     command += ["--out", out, *(part for item in settings for part in ("--set", item))]
     where = Path(medqdm.__file__).parent.parent
