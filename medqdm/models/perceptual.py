@@ -89,8 +89,7 @@ class PerceptualDistance(nn.Module):
                 x = functional.max_pool2d(x, 2)
             for name in stage:
                 x = functional.relu(self.features[name](x))
-            # within the root: its slope at 0 is infinite, and all channels are 0 in flat regions
-            unit = x / (x.square().sum(dim=1, keepdim=True) + 1e-20).sqrt()
+            unit = x / (x.square().sum(dim=1, keepdim=True).sqrt() + 1e-10)
             a, b = unit.chunk(2)
             total = total + ((a - b).square() * self.linear[k]).sum(dim=1).mean(dim=(1, 2))
         return total
