@@ -18,7 +18,7 @@ from medqdm.models.transformer import QDM
 from medqdm.models.windows import WindowIndex
 
 Image = Float[Tensor, "b 1 h w"]
-Latent = Float[Tensor, "b c h w"]
+Latent = Float[Tensor, "b c hl wl"]
 
 
 class Enhanced(NamedTuple):

@@ -575,10 +575,15 @@ def test_a_full_folder_needs_overwrite(data: Path, task: Task, tmp_path: Path) -
     (out / "mine.txt").write_text("keep")
     with pytest.raises(MedQDMError, match="must be empty, got files in it"):
         prepare(task, data, out, limit=1)
+    with pytest.raises(MedQDMError, match="only an earlier output"):
+        prepare(task, data, out, limit=1, overwrite=True)
     assert (out / "mine.txt").read_text() == "keep"
+    (out / "mine.txt").unlink()
+    prepare(task, data, out, limit=1)
+    (out / "stale.txt").write_text("old")
     prepare(task, data, out, limit=1, overwrite=True)
     assert is_prepared(out)
-    assert not (out / "mine.txt").exists()
+    assert not (out / "stale.txt").exists()
 
 
 def test_a_set_of_another_task_is_refused(data: Path, task: Task, tmp_path: Path) -> None:
