@@ -1,0 +1,31 @@
+import re
+from pathlib import Path
+
+import pytest
+
+from medqdm import cli
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_the_python_snippet_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    (snippet,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    (tmp_path / "tests").symlink_to(ROOT / "tests")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(snippet, "README.md", "exec"), {})
+    assert capsys.readouterr().out.startswith("(6, 512, 512) (0.75, 0.75) 0.2")
+    assert len(list((tmp_path / "enhanced").glob("*.dcm"))) == 6
+
+
+def test_every_command_is_in_the_readme() -> None:
+    named = set(re.findall(r"^\| `medqdm ([a-z-]+)", README, flags=re.MULTILINE))
+    commands = {c.name or c.callback.__name__ for c in cli.app.registered_commands if c.callback}
+    assert named == commands
+
+
+def test_every_linked_file_is_there() -> None:
+    for link in re.findall(r"\]\(([^)#]+)", README):
+        if not link.startswith("http"):
+            assert (ROOT / link).exists(), link
