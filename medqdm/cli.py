@@ -71,7 +71,10 @@ def setup(
 def enhance(  # noqa: PLR0913, PLR0917  (one option each)
     series: Annotated[Path, typer.Argument(help="DICOM folder, or a NIfTI, NRRD or MHA file.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Output folder.")],
-    task: Annotated[str, typer.Option(help="Task of the bundled weights.")] = "sr4",
+    task: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Task of the bundled weights; default: sr4."),
+    ] = None,
     weights: Weights = None,
     device: Device = "auto",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
@@ -162,7 +165,10 @@ def prepare(
 def evaluate(  # noqa: PLR0913, PLR0917  (one option each)
     data: Data,
     out: Annotated[Path, typer.Option("--out", help="Output folder.")] = Path("evaluation"),
-    task: Annotated[str, typer.Option(help="Task of the bundled weights.")] = "sr4",
+    task: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Task of the bundled weights; default: sr4."),
+    ] = None,
     weights: Weights = None,
     device: Device = "auto",
     seed: Annotated[int, typer.Option(min=0, help="Seed of noise and degradation.")] = 0,

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from medqdm import io, metrics, picture
+from medqdm.config import load_task
 from medqdm.enhancer import EnhancedSlice, Enhancer
 from medqdm.errors import MedQDMError
 from medqdm.io.whole import check_folder, whole_folder
@@ -166,11 +167,41 @@ def enhance_volume(
     return summary
 
 
+def load_enhancer(
+    task: str | None,
+    weights: str | Path | None,
+    *,
+    device: str,
+    seed: int,
+    settings: Sequence[str],
+) -> Enhancer:
+    """The model that a user means by ``--task`` and ``--weights``.
+
+    Args:
+        task: name of a task; None: sr4, or whatever the weights are for.
+        weights: a weights file; None: the task's bundled one.
+        device: see ``choose_device``.
+        seed: of the noise.
+        settings: ``key=value`` changes to the task that the weights carry.
+
+    Raises:
+        MedQDMError: no such weights, or weights of another factor than the task's.
+    """
+    path = Path(weights) if weights else bundled_weights(task or "sr4")
+    enhancer = Enhancer(path, device=device, seed=seed, overrides=settings)
+    if weights and task and load_task(task).upscale != enhancer.task.upscale:
+        raise MedQDMError(
+            f"{path}: must be weights for task {task} (x{load_task(task).upscale}), got weights "
+            f"of {enhancer.task.name} (x{enhancer.task.upscale}); leave --task out or give others"
+        )
+    return enhancer
+
+
 def enhance_series(  # noqa: PLR0913  (all by keyword but two)
     series: str | Path,
     out: str | Path,
     *,
-    task: str = "sr4",
+    task: str | None = None,
     weights: str | Path | None = None,
     device: str = "auto",
     seed: int = 0,
@@ -187,8 +218,8 @@ def enhance_series(  # noqa: PLR0913  (all by keyword but two)
     Args:
         series: DICOM folder, or a NIfTI, NRRD or MetaImage file.
         out: folder to write, see ``enhance_volume``.
-        task: whose bundled weights to take.
-        weights: a weights file instead of the bundled ones.
+        task: whose bundled weights to take; sr4 if neither task nor weights are given.
+        weights: a weights file instead; with a task, it must be of the task's factor.
         device: see ``choose_device``.
         seed: of the noise.
         file_format: one of ``FORMATS``.
@@ -204,12 +235,7 @@ def enhance_series(  # noqa: PLR0913  (all by keyword but two)
     """
     check_output(Path(series), Path(out), overwrite=overwrite)
     volume = io.read(series, series=series_uid, slice_axis=slice_axis)
-    enhancer = Enhancer(
-        Path(weights) if weights else bundled_weights(task),
-        device=device,
-        seed=seed,
-        overrides=settings,
-    )
+    enhancer = load_enhancer(task, weights, device=device, seed=seed, settings=settings)
     announce(enhancer, volume)
     return enhance_volume(
         enhancer, volume, Path(out), file_format=file_format, overwrite=overwrite, track=track

@@ -151,6 +151,7 @@ def test_import_weights(medqdm, tmp_path) -> None:
         (["--set", "quadtre.threshold=1"], "did you mean quadtree"),
         (["--weights", __file__], "test_cli.py"),
         (["--task", "sr9"], "no weights for task 'sr9'"),
+        (["--task=sr8"], "must be weights for task sr8 (x8), got weights of tiny (x4)"),
     ],
 )
 def test_mistakes_end_in_one_line_and_code_2(

@@ -4,8 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from medqdm.data import Pair
-from medqdm.enhance import bundled_weights
-from medqdm.enhancer import Enhancer
+from medqdm.enhance import load_enhancer
 from medqdm.evaluate.regions import RoiFolder
 from medqdm.evaluate.report import write_report
 from medqdm.evaluate.run import Evaluation, evaluate, open_pairs
@@ -19,7 +18,7 @@ def evaluate_weights(  # noqa: PLR0913  (all by keyword but two)
     data: str | Path,
     out: str | Path,
     *,
-    task: str = "sr4",
+    task: str | None = None,
     weights: str | Path | None = None,
     device: str = "auto",
     seed: int = 0,
@@ -35,8 +34,8 @@ def evaluate_weights(  # noqa: PLR0913  (all by keyword but two)
     Args:
         data: folder of volumes, or a set made by ``prepare``.
         out: folder for ``results.md``, ``results.json`` and ``pictures.png``.
-        task: whose bundled weights to take.
-        weights: a weights file instead of the bundled ones.
+        task: whose bundled weights to take; sr4 if neither task nor weights are given.
+        weights: a weights file instead; with a task, it must be of the task's factor.
         device: see ``choose_device``.
         seed: of the noise and of the degradations.
         limit: slices at the most, spread over the patients.
@@ -52,12 +51,7 @@ def evaluate_weights(  # noqa: PLR0913  (all by keyword but two)
     data, out = Path(data), Path(out)
     check_folder(out, overwrite=overwrite, marker="results.json")
     lpips = load_perceptual() if use_lpips else None
-    enhancer = Enhancer(
-        Path(weights) if weights else bundled_weights(task),
-        device=device,
-        seed=seed,
-        overrides=settings,
-    )
+    enhancer = load_enhancer(task, weights, device=device, seed=seed, settings=settings)
     rois = RoiFolder(Path(roi), data, enhancer.task.slice_px) if roi else None
     pairs, total = open_pairs(enhancer.task, data, limit=limit, seed=seed)
     found = evaluate(enhancer, track(pairs, total), rois=rois, lpips=lpips)
