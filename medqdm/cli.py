@@ -1,6 +1,8 @@
 """The command line: ``medqdm enhance``, ``train``, ``evaluate`` and their companions."""
 
 import logging
+import signal
+import sys
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from pathlib import Path
@@ -93,6 +95,7 @@ def enhance(  # noqa: PLR0913, PLR0917  (one option each)
     """Enhance a CT series in plane and write a new one; the input is never touched."""
     from medqdm.enhance import enhance_series
 
+    _end_cleanly_on_sigterm()
     summary = enhance_series(
         series,
         out,
@@ -157,6 +160,7 @@ def prepare(
     from medqdm.config import load_task
     from medqdm.data import prepare as write_set
 
+    _end_cleanly_on_sigterm()
     count = write_set(load_task(task, settings or ()), data, out, overwrite=overwrite)
     console.print(f"{count} pairs written to {out}", soft_wrap=True)
 
@@ -189,6 +193,7 @@ def evaluate(  # noqa: PLR0913, PLR0917  (one option each)
     """Measure a model on volumes (or a prepared set), beside bicubic and Lanczos."""
     from medqdm.evaluate import evaluate_weights
 
+    _end_cleanly_on_sigterm()
     found = evaluate_weights(
         data,
         out,
@@ -289,6 +294,11 @@ def import_weights(
         dtype="float32",
     )
     console.print(f"weights: {out}", soft_wrap=True)
+
+
+def _end_cleanly_on_sigterm() -> None:
+    """Let SIGTERM unwind the stack as Ctrl+C does, so that half an output is cleared away."""
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
 
 
 def _announce(enhancer: Any, volume: Any) -> None:

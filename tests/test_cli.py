@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -189,6 +190,20 @@ def test_truncated_file_is_named(medqdm, weights: Path, ct_series, tmp_path) -> 
     code, _, err = medqdm("enhance", folder, "-o", tmp_path / "out", "--weights", weights)
     assert code == 2
     assert victim.name in err
+
+
+def test_sigterm_leaves_nothing_behind(weights: Path, ct_series, tmp_path) -> None:
+    series = ct_series(np.zeros((40, 64, 64)))
+    out = tmp_path / "results" / "out"
+    command = [sys.executable, "-m", "medqdm", "enhance", series, "-o", out, "--weights", weights]
+    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("results/.out*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    running.terminate()
+    assert running.wait(timeout=30) == 143
+    assert not (tmp_path / "results").exists()
+    assert len(list(series.iterdir())) == 40
 
 
 def test_usage_errors_come_from_the_parser() -> None:
