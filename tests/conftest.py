@@ -7,14 +7,35 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
+import torch
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+from medqdm import checkpoint
+from medqdm.config import load_task
 
 pydicom.config.settings.reading_validation_mode = pydicom.config.RAISE
 pydicom.config.settings.writing_validation_mode = pydicom.config.RAISE
 
 CTSeries = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh tiny model: two steps, residual zero, so it draws nothing of its own."""
+    task = load_task("tiny", ["autoencoder.latent_scale=1.0", "diffusion.sampling_steps=2"])
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    checkpoint.save(
+        path,
+        task=task,
+        autoencoder_state=checkpoint.build_autoencoder(task).state_dict(),
+        qdm_state=checkpoint.build_qdm(task).state_dict(),
+        record={"diffusion": {"lr_spacing_mm": [0.5, 0.9]}},
+        dtype="float32",
+    )
+    return path
 
 
 @pytest.fixture

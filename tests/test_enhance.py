@@ -19,23 +19,6 @@ from medqdm.volume import Volume
 DEMO = Path(__file__).parent / "data" / "demo-series"
 
 
-@pytest.fixture(scope="session")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fresh tiny model: two steps, residual zero, so it draws nothing of its own."""
-    task = load_task("tiny", ["autoencoder.latent_scale=1.0", "diffusion.sampling_steps=2"])
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    checkpoint.save(
-        path,
-        task=task,
-        autoencoder_state=checkpoint.build_autoencoder(task).state_dict(),
-        qdm_state=checkpoint.build_qdm(task).state_dict(),
-        record={"diffusion": {"lr_spacing_mm": [0.5, 0.9]}},
-        dtype="float32",
-    )
-    return path
-
-
 @pytest.fixture
 def enhancer(weights: Path) -> Enhancer:
     return Enhancer(weights, device="cpu", precision="fp32")
