@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from medqdm.config import Task, parse_task
 from medqdm.errors import MedQDMError
 from medqdm.models.autoencoder import KLAutoencoder
+from medqdm.models.light import LightAutoencoder
 from medqdm.models.published import QDMSizes, convert_autoencoder, convert_qdm
 from medqdm.models.transformer import QDM, SIZES, Size
 
@@ -39,6 +40,7 @@ _AVERAGED = "model_ema."
 _PREFIXES = re.compile(r"^((module|_orig_mod|model|ema_model|first_stage_model)\.)+")
 
 State = Mapping[str, Tensor]
+Autoencoder = KLAutoencoder | LightAutoencoder
 Network = TypeVar("Network", bound=nn.Module)
 
 
@@ -55,7 +57,7 @@ class Checkpoint:
     """
 
     task: Task
-    autoencoder: KLAutoencoder
+    autoencoder: Autoencoder
     qdm: QDM | None
     record: dict[str, Any]
     sha256: str
@@ -75,9 +77,16 @@ class Imported(NamedTuple):
     qdm: dict[str, Tensor] | None
 
 
-def build_autoencoder(task: Task) -> KLAutoencoder:
-    """The task's KL-VAE with fresh weights."""
+def build_autoencoder(task: Task) -> Autoencoder:
+    """The task's autoencoder with fresh weights."""
     section = task.autoencoder
+    if section.light is not None:
+        return LightAutoencoder(
+            image_channels=section.image_channels,
+            latent_channels=section.latent_channels,
+            upscale=task.upscale,
+            **section.light.model_dump(),
+        )
     return KLAutoencoder(
         image_channels=section.image_channels,
         latent_channels=section.latent_channels,

@@ -130,8 +130,24 @@ def _expand_preset(value: Any) -> Any:
     return {**DEGRADATIONS[name].model_dump(), **changes}
 
 
+class LightSection(Section):
+    """The light autoencoder: all width at latent resolution, a decoder that sees the LR image."""
+
+    compression: Literal[2, 4, 8] = 4
+    """Pixels per latent along an axis."""
+    channels: PositiveInt = 64
+    """Width of encoder and decoder."""
+    encoder_blocks: PositiveInt = 4
+    """Residual blocks of the encoder."""
+    decoder_blocks: PositiveInt = 16
+    """Residual blocks of the decoder."""
+
+
 class AutoencoderSection(Section):
-    """The KL-VAE between pixels and latents."""
+    """The autoencoder between pixels and latents."""
+
+    light: LightSection | None = None
+    """The light autoencoder instead of the KL-VAE that the next five settings describe."""
 
     channels: tuple[PositiveInt, ...] = (128, 256, 512)
     """Channels per resolution; the compression is 2 to the power of (their number - 1)."""
@@ -145,13 +161,23 @@ class AutoencoderSection(Section):
     """Self-attention in the middle of encoder and decoder."""
     image_channels: PositiveInt = 1
     """Channels of an image: 1 for CT; published weights have 3."""
-    latent_scale: PositiveFloat | None = None
-    """Multiplier that gives latents unit variance; None: measured after stage one."""
+    latent_scale: PositiveFloat | tuple[PositiveFloat, ...] | None = None
+    """Multiplier that gives latents unit variance, one or one per latent channel; None: measured
+    per channel after stage one."""
 
     @property
     def compression(self) -> int:
         """Pixels per latent along an axis."""
-        return int(2 ** (len(self.channels) - 1))
+        return self.light.compression if self.light else int(2 ** (len(self.channels) - 1))
+
+    @model_validator(mode="after")
+    def _scale_fits(self) -> "AutoencoderSection":
+        if isinstance(self.latent_scale, tuple) and len(self.latent_scale) != self.latent_channels:
+            raise ValueError(
+                f"latent_scale must be one number or {self.latent_channels}, one per latent "
+                f"channel, got {len(self.latent_scale)}"
+            )
+        return self
 
 
 class TransformerSection(Section):
@@ -164,6 +190,9 @@ class TransformerSection(Section):
     num_heads: PositiveInt | None = None
     prediction: Literal["z_0", "residual"] = "z_0"
     """What the network's output means: the clean latent (paper) or its difference from z_lr."""
+    packing: Literal["windows", "tokens"] = "windows"
+    """What exists downstream: all tokens of windows that hold a refined one (published weights), or
+    refined tokens alone, for which a network must have been trained."""
 
     @model_validator(mode="after")
     def _custom_is_whole(self) -> "TransformerSection":
@@ -228,7 +257,8 @@ class AutoencoderTraining(Section):
     adversarial_start: NonNegativeInt = 20_000
     """Step at which the adversarial term begins."""
     lr_share: Probability = 0.25
-    """Share of a batch that is bicubic-upsampled LR, which the encoder meets in stage two."""
+    """Share of a batch that is bicubic-upsampled LR, which the encoder meets in stage two. The
+    KL-VAE gives it back; the light decoder, which sees the LR image anyway, aims at HR."""
 
 
 class DiffusionTraining(Section):
@@ -245,6 +275,9 @@ class DiffusionTraining(Section):
     """lambda_1 of Eq. 6."""
     perceptual_weight: NonNegativeFloat = 0.0
     """lambda_3 of Eq. 7; needs the extra ``perceptual``."""
+    image_weight: NonNegativeFloat = 0.0
+    """Weight of the decoded prediction's L1 error in [-1, 1]; above 0 the decoder is trained too,
+    so that it meets predicted latents, while the encoder and thus the latents stay."""
     mask_training: Literal["mixed", "none"] = "mixed"
     """mixed: mostly the task's s, some s = 0, some random s. none: s = 0 always, as published."""
 
@@ -322,7 +355,7 @@ class Task(Section):
         ):
             if size % unit:
                 raise ValueError(f"{key} must be a multiple of {unit}, got {size}")
-        for channels in self.autoencoder.channels:
+        for channels in () if self.autoencoder.light else self.autoencoder.channels:
             if channels % self.autoencoder.norm_groups:
                 raise ValueError(
                     f"autoencoder.channels must be multiples of norm_groups = "

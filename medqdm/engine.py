@@ -7,14 +7,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from medqdm.checkpoint import Autoencoder
 from medqdm.config import Precision, Task
 from medqdm.diffusion.process import Process
 from medqdm.diffusion.quadtree import Quadtree, threshold_for
 from medqdm.diffusion.sampler import Noise, sample
 from medqdm.diffusion.schedule import Schedule
 from medqdm.errors import MedQDMError
-from medqdm.models.autoencoder import KLAutoencoder
-from medqdm.models.transformer import QDM
+from medqdm.models.light import LightAutoencoder
+from medqdm.models.transformer import QDM, Modulations, fit_condition
 from medqdm.models.windows import WindowIndex
 
 Image = Float[Tensor, "b 1 h w"]
@@ -42,7 +43,7 @@ class Engine(nn.Module):
         qdm: the transformer.
     """
 
-    def __init__(self, task: Task, autoencoder: KLAutoencoder, qdm: QDM) -> None:
+    def __init__(self, task: Task, autoencoder: Autoencoder, qdm: QDM) -> None:
         super().__init__()
         self.task = task
         self.autoencoder = autoencoder
@@ -59,16 +60,15 @@ class Engine(nn.Module):
             published_masking=settings.published_masking,
         )
 
-    @property
-    def latent_scale(self) -> float:
-        """Multiplier that gives latents unit variance."""
+    def latent_scale(self, z: Latent) -> Float[Tensor, "..."]:
+        """Multiplier that gives latents unit variance, shaped to multiply ``z``."""
         scale = self.task.autoencoder.latent_scale
         if scale is None:
             raise MedQDMError(
                 f"task {self.task.name}: autoencoder.latent_scale must be a number, got none; "
                 "train stage one first or set it"
             )
-        return scale
+        return torch.as_tensor(scale, dtype=z.dtype, device=z.device).reshape(-1, 1, 1)
 
     def upsample(self, lr: Image) -> Float[Tensor, "b 1 hs ws"]:
         """Bicubic interpolation by the task's factor, pixel-area convention, clamped to [-1, 1]."""
@@ -80,11 +80,16 @@ class Engine(nn.Module):
         """Posterior mode of the KL-VAE, scaled to unit variance, float32."""
         channels = self.task.autoencoder.image_channels
         z = self.autoencoder.encode(_channels_last(image.expand(-1, channels, -1, -1)))
-        return z.float().contiguous() * self.latent_scale
+        z = z.float().contiguous()
+        return z * self.latent_scale(z)
 
-    def decode(self, z: Latent) -> Image:
+    def decode(self, z: Latent, lr: Image) -> Image:
         """Latents to pixels in [-1, 1], float32; more image channels than one are averaged."""
-        image = self.autoencoder.decode(_channels_last(z / self.latent_scale))
+        unscaled = _channels_last(z / self.latent_scale(z))
+        if isinstance(self.autoencoder, LightAutoencoder):
+            image = self.autoencoder.decode(unscaled, self.condition(lr))
+        else:
+            image = self.autoencoder.decode(unscaled)
         return image.float().mean(dim=1, keepdim=True).clamp(-1, 1)
 
     def quadtree(self, lr: Image, threshold: float | Float[Tensor, " b"] | None = None) -> Quadtree:
@@ -98,17 +103,23 @@ class Engine(nn.Module):
         """The LR image with as many channels as the networks were trained with."""
         return lr.expand(-1, self.task.autoencoder.image_channels, -1, -1)
 
+    def index(self, tree: Quadtree, z_lr: Latent) -> WindowIndex:
+        """The tokens that the downstream runs, packed as the task's weights were trained."""
+        height, width = z_lr.shape[-2:]
+        refined = tree.at(height // 2, width // 2)
+        return WindowIndex(refined, packing=self.task.transformer.packing)
+
     def predict(
         self,
         scaled: Latent,
-        t: Int[Tensor, " b"],
+        t: Int[Tensor, " b"] | Modulations,
         *,
         lr: Image,
         z_lr: Latent,
-        windows: WindowIndex,
+        index: WindowIndex,
     ) -> Latent:
         """One call of the network: z_0 from the scaled z_t."""
-        out = self.qdm(scaled, t, self.condition(lr), windows).float()
+        out = self.qdm(scaled, t, self.condition(lr), index).float()
         return out + z_lr if self.task.transformer.prediction == "residual" else out
 
     @torch.no_grad()
@@ -122,20 +133,36 @@ class Engine(nn.Module):
         """
         z_lr = self.encode(self.upsample(lr))
         tree = self.quadtree(lr, threshold)
-        height, width = z_lr.shape[-2:]
-        windows = WindowIndex(tree.at(height // 2, width // 2))
+        z_0 = self.denoise(lr, z_lr, self.index(tree, z_lr), noise)
+        return Enhanced(self.decode(z_0, lr), tree.refined)
+
+    @torch.no_grad()
+    def denoise(self, lr: Image, z_lr: Latent, index: WindowIndex, noise: Noise) -> Latent:
+        """Sample z_0 along the task's steps.
+
+        Args:
+            lr: (b, 1, h, w) in [-1, 1].
+            z_lr: (b, c, h', w'), the latent of the upsampled LR image.
+            index: the tokens that the downstream runs.
+            noise: draw k -> standard normal like z_lr.
+        """
         settings = self.task.diffusion
+        steps = self.process.schedule.subset(settings.sampling_steps)
+        # nothing that depends on the step or the image alone is computed in the loop
+        modulations = self.qdm.modulations(torch.tensor(steps, device=z_lr.device))
+        at = {t: modulations.at(k) for k, t in enumerate(steps)}
+        fitted = fit_condition(lr, z_lr)
         for step in sample(
-            lambda scaled, t: self.predict(scaled, t, lr=lr, z_lr=z_lr, windows=windows),
+            lambda scaled, t: self.predict(scaled, at[t], lr=fitted, z_lr=z_lr, index=index),
             self.process,
             z_lr,
-            steps=self.process.schedule.subset(settings.sampling_steps),
+            steps=steps,
             gamma=settings.gamma,
             noise=noise,
-            refined=tree.at(height, width)[:, None],
+            refined=index.refined,
         ):
             z_0 = step.z_0
-        return Enhanced(self.decode(z_0), tree.refined)
+        return z_0
 
 
 def _channels_last(image: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ def predict(engine: Engine, lr: torch.Tensor, refined: torch.Tensor) -> torch.Te
     z_lr = engine.encode(engine.upsample(lr))
     t = torch.tensor([7, 7])
     with torch.no_grad():
-        return engine.predict(z_lr, t, lr=lr, z_lr=z_lr, windows=WindowIndex(refined))
+        return engine.predict(z_lr, t, lr=lr, z_lr=z_lr, index=WindowIndex(refined))
 
 
 def test_threshold_zero_equals_the_dense_network(lr: torch.Tensor) -> None:

@@ -15,7 +15,7 @@ from medqdm.diffusion.quadtree import Quadtree
 from medqdm.diffusion.sampler import sample
 from medqdm.diffusion.schedule import Schedule
 from medqdm.models.autoencoder import KLAutoencoder
-from medqdm.models.transformer import QDM, WindowIndex
+from medqdm.models.transformer import QDM, Modulations, WindowIndex
 
 OWN = Path(__file__).parent / "parity"
 OTHER = os.environ.get("MEDQDM_PARITY_DIR")
@@ -50,6 +50,9 @@ class QDMCase(Case):
         self.network: QDM = build_qdm(self.task).eval()
         self.network.load_state_dict(imported.qdm)
         self.windows = WindowIndex(self["patch_mask"].bool())
+
+    def modulations(self, t: int) -> Modulations:
+        return self.network.modulations(torch.tensor([t]))
 
     def run(self, refined: torch.Tensor | WindowIndex | None) -> torch.Tensor:
         with torch.inference_mode():
@@ -86,6 +89,7 @@ def test_made_task_follows_the_weights(qdm):
         "hidden_size": config["hidden_size"],
         "num_heads": config["num_heads"],
         "prediction": "z_0",
+        "packing": "windows",
     }
     assert task.diffusion.published_masking
     assert task.quadtree.inclusive
@@ -138,7 +142,7 @@ def test_trajectory(qdm):
     with torch.inference_mode():
         steps = list(
             sample(
-                lambda z, t: qdm.network(z, t, qdm["lq"], qdm.windows),
+                lambda z, t: qdm.network(z, qdm.modulations(t), qdm["lq"], qdm.windows),
                 process,
                 qdm["z_lq"],
                 steps=schedule.subset(None),

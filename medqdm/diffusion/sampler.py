@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from medqdm.diffusion.process import Process
 
-Denoiser = Callable[[Float[Tensor, "b c h w"], Int[Tensor, " b"]], Float[Tensor, "b c h w"]]
+Denoiser = Callable[[Float[Tensor, "b c h w"], int], Float[Tensor, "b c h w"]]
 Noise = Callable[[int], Float[Tensor, "b c h w"]]
 
 
@@ -40,7 +40,7 @@ def sample(
     """Draw z_0, yielding after each step.
 
     Args:
-        denoise: (scaled z_t, t) -> z_0, both latents (b, c, h, w) and t (b,).
+        denoise: (scaled z_t, t) -> z_0, both latents (b, c, h, w); t the schedule index.
         process: the diffusion.
         z_lr: latent of the upsampled LR image.
         steps: schedule indices, falling, the first T - 1 (``Schedule.subset``).
@@ -52,7 +52,7 @@ def sample(
     batch = len(z_lr)
     for k, (t, s) in enumerate(zip(steps, [*steps[1:], -1], strict=True), start=1):
         index = torch.full((batch,), t, device=z_lr.device)
-        z_0 = denoise(process.scale_input(z, index, refined), index).to(z_lr.dtype)
+        z_0 = denoise(process.scale_input(z, index, refined), t).to(z_lr.dtype)
         if s < 0:
             z = z_0
         else:

@@ -3,11 +3,11 @@
 from functools import lru_cache
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from medqdm.models.windows import WindowIndex
+from medqdm.models.windows import Rows
 
 NUM_FREQUENCIES = 256  # width of the sinusoidal step code: half cosines, half sines
 BASE = 10_000.0  # longest wavelength / 2 pi of step code and positions
@@ -24,7 +24,12 @@ def step_code(t: Int[Tensor, " n"]) -> Float[Tensor, "n 256"]:
 
 @lru_cache(maxsize=16)
 def position_table(
-    hidden_size: int, rows: int, columns: int, trained: int, device: torch.device
+    hidden_size: int,
+    rows: int,
+    columns: int,
+    trained: int,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, "rows columns hidden"]:
     """Fixed sin-cos positions of a token grid: half of the channels for x, then half for y.
 
@@ -38,6 +43,7 @@ def position_table(
         columns: tokens along x.
         trained: side of the trained grid in tokens.
         device: where the table lies.
+        dtype: of the table.
     """
     quarter = hidden_size // 4
     rates = BASE ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
@@ -51,16 +57,28 @@ def position_table(
     with torch.inference_mode(False), torch.device("cpu"):
         x = code(columns)[None].expand(rows, -1, -1)
         y = code(rows)[:, None].expand(-1, columns, -1)
-        return torch.cat([x, y], dim=2).float().to(device)
+        return torch.cat([x, y], dim=2).to(device, dtype)
 
 
-def modulate(
-    x: Float[Tensor, "n tokens hidden"],
-    shift: Float[Tensor, "m 1 hidden"],
-    scale: Float[Tensor, "m 1 hidden"],
-) -> Float[Tensor, "n tokens hidden"]:
-    """``x (1 + scale) + shift``; m is n, or 1 for all."""
-    return x * (1 + scale) + shift
+def modulated_norm(
+    x: Float[Tensor, "*tokens hidden"],
+    shift: Float[Tensor, "*m hidden"],
+    scale: Float[Tensor, "*m hidden"],
+    eps: float = 1e-6,
+) -> Float[Tensor, "*tokens hidden"]:
+    """``norm(x) (1 + scale) + shift``: LayerNorm without weights of its own, then adaLN.
+
+    Args:
+        x: tokens.
+        shift: one vector for all tokens, or what broadcasts to them.
+        scale: likewise.
+        eps: added to the variance.
+    """
+    hidden = (x.shape[-1],)
+    if scale.numel() == x.shape[-1]:  # one step for all: the shift and scale of a plain LayerNorm
+        weight, bias = 1 + scale.flatten(), shift.flatten()
+        return functional.layer_norm(x, hidden, weight.to(x.dtype), bias.to(x.dtype), eps)
+    return functional.layer_norm(x, hidden, eps=eps) * (1 + scale) + shift
 
 
 class StepEmbedding(nn.Module):
@@ -95,10 +113,9 @@ class Modulation(nn.Module):
         self.linear = nn.Linear(hidden_size, num_outputs * hidden_size)
         self.num_outputs = num_outputs
 
-    def forward(self, step: Float[Tensor, "m hidden"]) -> tuple[Float[Tensor, "m 1 hidden"], ...]:
-        """The vectors, each broadcast over the tokens of a sequence."""
-        vectors: Tensor = self.linear(functional.silu(step))
-        return vectors[:, None].chunk(self.num_outputs, dim=2)
+    def forward(self, step: Float[Tensor, "m hidden"]) -> Float[Tensor, "m vectors hidden"]:
+        """The vectors per condition."""
+        return torch.unflatten(self.linear(functional.silu(step)), 1, (self.num_outputs, -1))
 
 
 def attend(
@@ -106,20 +123,20 @@ def attend(
     k: Float[Tensor, "b context hidden"],
     v: Float[Tensor, "b context hidden"],
     num_heads: int,
+    valid: Bool[Tensor, "b context"] | None = None,
 ) -> Float[Tensor, "b tokens hidden"]:
-    """Multi-head attention of tokens to a context."""
+    """Multi-head attention of tokens to a context, or to those of it that are valid."""
 
     def heads(x: Tensor) -> Tensor:
-        return torch.unflatten(x, 2, (num_heads, -1)).transpose(
-            1, 2
-        )  # (b, heads, tokens, channels)
+        return torch.unflatten(x, 2, (num_heads, -1)).transpose(1, 2)  # (b, heads, tokens, c)
 
-    out = functional.scaled_dot_product_attention(heads(q), heads(k), heads(v))
+    mask = None if valid is None else valid[:, None, None].expand(-1, 1, q.shape[1], -1)
+    out = functional.scaled_dot_product_attention(heads(q), heads(k), heads(v), attn_mask=mask)
     return out.transpose(1, 2).flatten(2)
 
 
 class SelfAttention(nn.Module):
-    """Attention within a sequence.
+    """Attention among the tokens of a slice, or of each window.
 
     Args:
         hidden_size: channels, a multiple of num_heads.
@@ -132,15 +149,28 @@ class SelfAttention(nn.Module):
         self.proj = nn.Linear(hidden_size, hidden_size)
         self.num_heads = num_heads
 
-    def forward(self, x: Float[Tensor, "n tokens hidden"]) -> Float[Tensor, "n tokens hidden"]:
-        """Attend among the tokens of each sequence."""
-        q, k, v = self.qkv(x).chunk(3, dim=2)
-        out: Tensor = self.proj(attend(q, k, v, self.num_heads))
-        return out
+    def forward(
+        self, x: Float[Tensor, "*tokens hidden"], windows: Rows | None = None
+    ) -> Float[Tensor, "*tokens hidden"]:
+        """Attend.
+
+        Args:
+            x: (b, tokens, hidden) sequences; or with ``windows`` a list (count, hidden).
+            windows: the list's layout, one row per window.
+        """
+        qkv = self.qkv(x)
+        valid = None
+        if windows is not None:
+            qkv = windows.lay_out(qkv)
+            valid = None if windows.is_full else windows.valid
+        q, k, v = qkv.chunk(3, dim=2)
+        out = attend(q, k, v, self.num_heads, valid)
+        projected: Tensor = self.proj(out if windows is None else windows.take_up(out))
+        return projected
 
 
 class CrossAttention(nn.Module):
-    """Attention of sequences to the tokens of another stream.
+    """Attention of a list of tokens to the upstream's tokens of their own slice.
 
     Args:
         hidden_size: channels of both, a multiple of num_heads.
@@ -156,23 +186,20 @@ class CrossAttention(nn.Module):
 
     def forward(
         self,
-        x: Float[Tensor, "n tokens hidden"],
+        x: Float[Tensor, "count hidden"],
         context: Float[Tensor, "b context hidden"],
-        windows: WindowIndex,
-    ) -> Float[Tensor, "n tokens hidden"]:
-        """Attend to the context of the slice that each sequence belongs to.
-
-        A token looks at the whole context, so the windows of a slice are laid end to end and the
-        keys and values need no copy per window.
+        batch: Rows,
+    ) -> Float[Tensor, "count hidden"]:
+        """Attend; keys and values are made once per slice, not per window.
 
         Args:
-            x: tokens of all active windows.
-            context: tokens per slice.
-            windows: which slice each window belongs to.
+            x: the list.
+            context: the upstream's tokens per slice.
+            batch: the list's layout, one row per slice.
         """
         k, v = self.kv(context).chunk(2, dim=2)
-        out = attend(windows.pack(self.q(x)), k, v, self.num_heads)
-        projected: Tensor = self.proj(windows.unpack(out, tokens=x.shape[1]))
+        out = attend(batch.lay_out(self.q(x)), k, v, self.num_heads)
+        projected: Tensor = self.proj(batch.take_up(out))
         return projected
 
 
@@ -204,33 +231,30 @@ class GatedBlock(nn.Module):
 
     def __init__(self, attention: nn.Module, *, hidden_size: int) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(hidden_size, eps=1e-6, elementwise_affine=False)
         self.attention = attention
-        self.norm2 = nn.LayerNorm(hidden_size, eps=1e-6, elementwise_affine=False)
         self.mlp = MLP(hidden_size=hidden_size)
         self.modulation = Modulation(hidden_size=hidden_size, num_outputs=6)
 
     def forward(
         self,
-        x: Float[Tensor, "n tokens hidden"],
-        step: Float[Tensor, "m hidden"],
-        *context: Tensor | WindowIndex,
-    ) -> Float[Tensor, "n tokens hidden"]:
-        """Transform sequences.
+        x: Float[Tensor, "*tokens hidden"],
+        vectors: Float[Tensor, "*m 6 hidden"],
+        *context: Tensor | Rows,
+    ) -> Float[Tensor, "*tokens hidden"]:
+        """Transform tokens.
 
         Args:
-            x: sequences.
-            step: step embedding per sequence, or one for all (m = 1).
-            context: what the attention takes beside the sequences.
+            x: (b, tokens, hidden), or a list (count, hidden).
+            vectors: the modulation's, one set for all tokens or what broadcasts to them.
+            context: what the attention takes beside the tokens.
         """
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(step)
-        x = x + gate_a * self.attention(modulate(self.norm1(x), shift_a, scale_a), *context)
-        out: Tensor = x + gate_m * self.mlp(modulate(self.norm2(x), shift_m, scale_m))
-        return out
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = vectors.unbind(dim=-2)
+        x = torch.addcmul(x, gate_a, self.attention(modulated_norm(x, shift_a, scale_a), *context))
+        return torch.addcmul(x, gate_m, self.mlp(modulated_norm(x, shift_m, scale_m)))
 
 
 class Head(nn.Module):
-    """From tokens back to square patches; zero at first.
+    """From tokens back to the channels of square patches; zero at first.
 
     Args:
         hidden_size: channels in.
@@ -240,26 +264,22 @@ class Head(nn.Module):
 
     def __init__(self, *, hidden_size: int, patch: int, channels: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(hidden_size, eps=1e-6, elementwise_affine=False)
         self.linear = nn.Linear(hidden_size, patch * patch * channels)
         self.modulation = Modulation(hidden_size=hidden_size, num_outputs=2)
         self.patch = patch
 
     def forward(
-        self, x: Float[Tensor, "n tokens hidden"], step: Float[Tensor, "m hidden"], columns: int
-    ) -> Float[Tensor, "n channels height width"]:
-        """Unfold tokens.
+        self, x: Float[Tensor, "*tokens hidden"], vectors: Float[Tensor, "*m 2 hidden"]
+    ) -> Float[Tensor, "*tokens patch"]:
+        """Patches, channel by channel and row by row.
 
         Args:
-            x: tokens, row by row.
-            step: step embedding per sequence, or one for all (m = 1).
-            columns: tokens in a row.
+            x: tokens.
+            vectors: the modulation's, one set for all tokens or what broadcasts to them.
         """
-        shift, scale = self.modulation(step)
-        x = self.linear(modulate(self.norm(x), shift, scale))
-        x = torch.unflatten(x, 2, (self.patch, self.patch, -1))
-        x = torch.unflatten(x, 1, (-1, columns))  # (n, rows, columns, p, p, c)
-        return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+        shift, scale = vectors.unbind(dim=-2)
+        out = torch.unflatten(self.linear(modulated_norm(x, shift, scale)), -1, (self.patch**2, -1))
+        return out.transpose(-1, -2).flatten(-2)  # stored pixel by pixel
 
 
 def initialize(module: nn.Module) -> None:

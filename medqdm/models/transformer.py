@@ -21,7 +21,7 @@ from medqdm.models.layers import (
     initialize,
     position_table,
 )
-from medqdm.models.windows import PATCH, WINDOW, WINDOW_TOKENS, WindowIndex, check_sides
+from medqdm.models.windows import PATCH, WINDOW, WindowIndex, check_sides
 
 UPSTREAM_PATCH = 8  # latents per upstream token along an axis
 
@@ -48,6 +48,32 @@ SIZES: dict[str, Size] = {
 }
 
 
+class Modulations(NamedTuple):
+    """The adaLN vectors of both streams at some steps: they depend on nothing else.
+
+    Args:
+        upstream: per block (m, 6, hidden).
+        upstream_head: (m, 2, hidden).
+        downstream: per block two of (m, 6, hidden), of its local half and its cross half.
+        downstream_head: (m, 2, hidden).
+    """
+
+    upstream: tuple[Float[Tensor, "m 6 hidden"], ...]
+    upstream_head: Float[Tensor, "m 2 hidden"]
+    downstream: tuple[tuple[Float[Tensor, "m 6 hidden"], Float[Tensor, "m 6 hidden"]], ...]
+    downstream_head: Float[Tensor, "m 2 hidden"]
+
+    def at(self, k: int) -> "Modulations":
+        """The vectors of the k-th step alone, for all slices of a batch."""
+        part = slice(k, k + 1)
+        return Modulations(
+            tuple(v[part] for v in self.upstream),
+            self.upstream_head[part],
+            tuple((local[part], cross[part]) for local, cross in self.downstream),
+            self.downstream_head[part],
+        )
+
+
 class Upstream(nn.Module):
     """The global stream: patches of 8 latents, attention over the whole slice.
 
@@ -71,25 +97,26 @@ class Upstream(nn.Module):
         self.head = Head(hidden_size=hidden, patch=UPSTREAM_PATCH, channels=out_channels)
 
     def forward(
-        self, x: Float[Tensor, "b k h w"], t: Int[Tensor, " b"]
+        self, x: Float[Tensor, "b k h w"], modulations: Modulations
     ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b tokens hidden"]]:
         """Predict from the whole slice.
 
         Args:
             x: noisy latent and LR image.
-            t: schedule index per slice.
+            modulations: per slice, or one for all.
 
         Returns:
             The prediction, and the last tokens for the downstream.
         """
         tokens = self.embed(x)
         hidden, rows, columns = tokens.shape[1:]
-        positions = position_table(hidden, rows, columns, self.trained, x.device)
-        tokens = tokens.flatten(2).transpose(1, 2) + positions.flatten(0, 1).to(self.embed.weight)
-        step = self.step(t)
-        for block in self.blocks:
-            tokens = block(tokens, step)
-        return self.head(tokens, step, columns), tokens
+        positions = position_table(hidden, rows, columns, self.trained, x.device, x.dtype)
+        tokens = tokens.flatten(2).transpose(1, 2) + positions.flatten(0, 1)
+        for block, vectors in zip(self.blocks, modulations.upstream, strict=True):
+            tokens = block(tokens, vectors[:, None])
+        patches = self.head(tokens, modulations.upstream_head[:, None])
+        grid = torch.unflatten(patches, 1, (rows, columns)).permute(0, 3, 1, 2)
+        return functional.pixel_shuffle(grid, UPSTREAM_PATCH), tokens
 
 
 class DownstreamBlock(nn.Module):
@@ -111,14 +138,26 @@ class DownstreamBlock(nn.Module):
 
     def forward(
         self,
-        x: Float[Tensor, "n tokens hidden"],
-        step: Float[Tensor, "m hidden"],
-        context: Float[Tensor, "b context hidden"],
-        windows: WindowIndex,
-    ) -> Float[Tensor, "n tokens hidden"]:
-        """Transform windows, given the step embedding per window and the upstream's tokens."""
-        out: Tensor = self.cross(self.local(x, step), step, context, windows)
+        x: Float[Tensor, "count hidden"],
+        vectors: tuple[Float[Tensor, "m 6 hidden"], Float[Tensor, "m 6 hidden"]],
+        context: Float[Tensor, "b tokens hidden"],
+        index: WindowIndex,
+    ) -> Float[Tensor, "count hidden"]:
+        """Transform the tokens that exist.
+
+        Args:
+            x: their list.
+            vectors: the modulation's of both halves, per token or one set for all.
+            context: the upstream's tokens.
+            index: which tokens they are.
+        """
+        local, cross = vectors
+        out: Tensor = self.cross(self.local(x, local, index.windows), cross, context, index.batch)
         return out
+
+    def modulations(self, step: Float[Tensor, "m hidden"]) -> tuple[Tensor, Tensor]:
+        """The adaLN vectors of both halves, (m, 6, hidden) each."""
+        return self.local.modulation(step), self.cross.modulation(step)
 
 
 class Downstream(nn.Module):
@@ -146,35 +185,33 @@ class Downstream(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "b k h w"],
-        t: Int[Tensor, " b"],
+        modulations: Modulations,
         context: Float[Tensor, "b tokens hidden"],
-        windows: WindowIndex,
-    ) -> Float[Tensor, "n c 16 16"]:
-        """Predict the active windows, all of the batch in one pass.
+        index: WindowIndex,
+    ) -> Float[Tensor, "count patch"]:
+        """Predict the patches of the tokens that exist, all of the batch in one pass.
 
         Args:
             x: noisy latent and LR image.
-            t: schedule index per slice.
+            modulations: per slice, or one for all.
             context: the upstream's last tokens.
-            windows: the active windows.
+            index: the tokens that exist.
         """
-        tokens = self.norm(self.embed(windows.gather(x)).flatten(2).transpose(1, 2))
-        tokens = tokens + self._positions(windows, tokens.shape[2], x.device)
-        step = self.step(t)
-        if len(step) > 1:
-            step = step[windows.slices]
-        for block in self.blocks:
-            tokens = block(tokens, step, context, windows)
-        predicted: Tensor = self.head(tokens, step, WINDOW_TOKENS)
-        return predicted
+        weight = self.embed.weight
+        embedded = functional.linear(index.gather(x), weight.flatten(1), self.embed.bias)
+        _, height, width = index.size
+        table = position_table(
+            len(weight), height // PATCH, width // PATCH, self.trained, x.device, x.dtype
+        )
+        tokens = self.norm(embedded) + index.positions(table)
 
-    def _positions(self, windows: WindowIndex, hidden: int, device: torch.device) -> Tensor:
-        _, height, width = windows.size
-        table = position_table(hidden, height // PATCH, width // PATCH, self.trained, device)
-        tiles = torch.unflatten(table, 1, (-1, WINDOW_TOKENS))
-        tiles = torch.unflatten(tiles, 0, (-1, WINDOW_TOKENS))
-        flat = tiles.transpose(1, 2).flatten(2, 3).flatten(0, 1)  # (windows, 64, hidden)
-        return flat[windows.places].to(self.embed.weight)
+        def per_token(vectors: Tensor) -> Tensor:
+            return vectors if len(vectors) == 1 else vectors[index.slices]
+
+        for block, (local, cross) in zip(self.blocks, modulations.downstream, strict=True):
+            tokens = block(tokens, (per_token(local), per_token(cross)), context, index)
+        predicted: Tensor = self.head(tokens, per_token(modulations.downstream_head))
+        return predicted
 
 
 class QDM(nn.Module):
@@ -228,7 +265,7 @@ class QDM(nn.Module):
     def forward(
         self,
         z_t: Float[Tensor, "b c h w"],
-        t: Int[Tensor, " b"],
+        t: Int[Tensor, " b"] | Modulations,
         lr: Float[Tensor, "b k h_lr w_lr"],
         refined: Bool[Tensor, "b h//2 w//2"] | WindowIndex | None,
     ) -> Float[Tensor, "b c h w"]:
@@ -236,7 +273,7 @@ class QDM(nn.Module):
 
         Args:
             z_t: noisy latent, already scaled for the network.
-            t: schedule index per slice.
+            t: schedule index per slice, or the modulations of a step for all slices.
             lr: LR image in [-1, 1], of the same area.
             refined: True where the downstream's output is wanted, one per token of 2 x 2 latents;
                 or the index made from it once, to be used over many steps; None means everywhere.
@@ -252,30 +289,42 @@ class QDM(nn.Module):
     def streams(
         self,
         z_t: Float[Tensor, "b c h w"],
-        t: Int[Tensor, " b"],
+        t: Int[Tensor, " b"] | Modulations,
         lr: Float[Tensor, "b k h_lr w_lr"],
-        windows: WindowIndex,
+        index: WindowIndex,
     ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:
         """Both streams' predictions, for the losses of Eq. 6.
 
         Args:
             z_t: noisy latent, already scaled for the network.
-            t: schedule index per slice.
+            t: schedule index per slice, or the modulations of a step for all slices.
             lr: LR image in [-1, 1], of the same area.
-            windows: the active windows.
+            index: the tokens that exist downstream.
 
         Returns:
-            Upstream's prediction, and the downstream's, which is zero outside ``windows.active``.
+            Upstream's prediction, and the downstream's, which is zero outside ``index.active``.
         """
-        if windows.size != (len(z_t), *z_t.shape[-2:]):
-            raise ValueError(f"windows of {windows.size} do not fit latents {tuple(z_t.shape)}")
+        if index.size != (len(z_t), *z_t.shape[-2:]):
+            raise ValueError(f"windows of {index.size} do not fit latents {tuple(z_t.shape)}")
+        modulations = t if isinstance(t, Modulations) else self.modulations(t)
         x = torch.cat([z_t, fit_condition(lr, z_t)], dim=1)
-        up, context = self.upstream(x, t)
+        up, context = self.upstream(x, modulations)
         down = torch.zeros_like(z_t)
         # In training even an empty pass runs: every parameter needs a gradient under DDP.
-        if windows.count or torch.is_grad_enabled():
-            down = windows.scatter(self.downstream(x, t, context, windows), down)
+        if index.count or torch.is_grad_enabled():
+            down = index.scatter(self.downstream(x, modulations, context, index), down)
         return up.to(z_t.dtype), down
+
+    def modulations(self, t: Int[Tensor, " m"]) -> Modulations:
+        """The adaLN vectors at schedule indices, to be computed once for many calls."""
+        up, down = self.upstream, self.downstream
+        step_up, step_down = up.step(t), down.step(t)
+        return Modulations(
+            tuple(block.modulation(step_up) for block in up.blocks),  # type: ignore[operator]
+            up.head.modulation(step_up),
+            tuple(block.modulations(step_down) for block in down.blocks),  # type: ignore[operator]
+            down.head.modulation(step_down),
+        )
 
     @staticmethod
     def index_windows(
@@ -307,4 +356,4 @@ def fit_condition(
     )
 
 
-__all__ = ["QDM", "SIZES", "WINDOW", "Size", "WindowIndex", "fit_condition"]
+__all__ = ["QDM", "SIZES", "WINDOW", "Modulations", "Size", "WindowIndex", "fit_condition"]

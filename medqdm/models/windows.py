@@ -1,12 +1,17 @@
-"""Windows: which windows of a batch of latents are refined, and how to pack them.
+"""Windows: which tokens of a batch of latents exist downstream, and how to pack them.
 
 The refined regions stay the same over all sampling steps, so an index is built once and used in
-every step without a question to the device.
+every step without a question to the device. Tokens of the whole batch lie in one list: slice by
+slice, window by window, row by row within a window. Layers that act on single tokens see the list;
+attention within windows and to the own slice's upstream see it laid out in equal rows.
 """
 
+from typing import Literal
+
 import torch
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
+from torch.nn import functional
 
 from medqdm.errors import MedQDMError
 
@@ -14,91 +19,125 @@ PATCH = 2  # latents per token along an axis
 WINDOW_TOKENS = 8  # tokens per window along an axis
 WINDOW = PATCH * WINDOW_TOKENS  # latents per window along an axis
 
+Packing = Literal["windows", "tokens"]
+
+
+class Rows:
+    """A list of tokens laid out in equal rows; rows with fewer tokens end in zeros.
+
+    Args:
+        row: (count,) row of each token, rising.
+        num_rows: rows, some may be empty.
+    """
+
+    def __init__(self, row: Int[Tensor, " count"], num_rows: int) -> None:
+        sizes = torch.bincount(row, minlength=num_rows)
+        self.num_rows = num_rows
+        self.width = int(sizes.max()) if num_rows else 0
+        self.is_full = len(row) == num_rows * self.width
+        first = sizes.cumsum(0) - sizes
+        place = torch.arange(len(row), device=row.device) - first[row]
+        self._slots = row * self.width + place
+        self.valid: Bool[Tensor, "rows width"] = (
+            torch.arange(self.width, device=row.device) < sizes[:, None]
+        )
+
+    def lay_out(self, tokens: Float[Tensor, "count channels"]) -> Float[Tensor, "rows width c"]:
+        """The list as rows."""
+        if not self.is_full:
+            empty = tokens.new_zeros(self.num_rows * self.width, tokens.shape[1])
+            tokens = empty.index_copy(0, self._slots, tokens)
+        return tokens.reshape(self.num_rows, self.width, tokens.shape[1])
+
+    def take_up(self, rows: Float[Tensor, "rows width c"]) -> Float[Tensor, "count c"]:
+        """Undo ``lay_out``."""
+        flat = rows.flatten(0, 1)
+        return flat if self.is_full else flat[self._slots]
+
 
 class WindowIndex:
-    """The active windows of a batch: those with at least one refined token.
+    """The tokens of a batch that exist downstream.
 
     Args:
         refined: (b, h / 2, w / 2) True where the downstream's output is wanted, one per token;
             both sides multiples of 8.
+        packing: ``windows``: all tokens of the windows that hold a refined one exist. ``tokens``:
+            refined tokens alone exist, and see only each other within their window.
 
     Attributes:
         size: (b, h, w) of the latents it belongs to.
-        count: active windows in the batch.
+        count: tokens that exist.
+        num_windows: windows that hold any of them.
         refined: (b, 1, h, w), refined regions at latent resolution.
-        slices: (count,) index in the batch of each active window.
-        places: (count,) number of each active window within its slice, row by row.
+        slices: (count,) index in the batch of each token.
+        windows: the tokens as one row per active window.
+        batch: the tokens as one row per slice.
 
     Raises:
         MedQDMError: sides that whole windows do not fill.
 
     >>> refined = torch.zeros(1, 8, 16, dtype=torch.bool)
     >>> refined[0, 3, 12] = True
-    >>> windows = WindowIndex(refined)
-    >>> windows.count, windows.places.tolist()
-    (1, [1])
+    >>> WindowIndex(refined).count, WindowIndex(refined, packing="tokens").count
+    (64, 1)
     """
 
-    def __init__(self, refined: Bool[Tensor, "b rows columns"]) -> None:
+    def __init__(
+        self, refined: Bool[Tensor, "b rows columns"], *, packing: Packing = "windows"
+    ) -> None:
         b, rows, columns = refined.shape
         check_sides(rows * PATCH, columns * PATCH)
         self.size = (b, rows * PATCH, columns * PATCH)
-        self.refined: Bool[Tensor, "b 1 h w"] = (
-            refined[:, None].repeat_interleave(PATCH, dim=2).repeat_interleave(PATCH, dim=3)
-        )
-        tiles = torch.unflatten(refined, 2, (-1, WINDOW_TOKENS))
-        tiles = torch.unflatten(tiles, 1, (-1, WINDOW_TOKENS))
-        self._active: Tensor = tiles.any(dim=4).any(dim=2)  # (b, window rows, window columns)
-        active = self._active.flatten(1)
-        self._index = active.flatten().nonzero().squeeze(1)
-        self.slices = self._index // active.shape[1]
-        self.places = self._index % active.shape[1]
+        self.refined: Bool[Tensor, "b 1 h w"] = _enlarge(refined)
+        tiles = _windows_first(refined)  # (all windows, 64)
+        exists = tiles.any(dim=1, keepdim=True).expand_as(tiles) if packing == "windows" else tiles
+        chosen = exists.flatten().nonzero().squeeze(1)
+        grid = torch.arange(refined.numel(), device=refined.device).reshape(refined.shape)
+        self._index: Int[Tensor, " count"] = _windows_first(grid).flatten()[chosen]
+        window = chosen // WINDOW_TOKENS**2
         self.count = len(self._index)
-        self._per_slice = int(active.sum(dim=1).max()) if b else 0
-        rank = active.cumsum(dim=1).flatten()[self._index] - 1
-        self._slots = self.slices * self._per_slice + rank
-        self._is_even = self.count == b * self._per_slice
+        self.slices = self._index // (rows * columns)
+        self._places = self._index % (rows * columns)
+        # number the windows in use from 0 on: the list is sorted by window
+        row = (window.diff(prepend=window[:1]) > 0).cumsum(0)
+        self.num_windows = int(row[-1]) + 1 if self.count else 0
+        self.windows = Rows(row, self.num_windows)
+        self.batch = Rows(self.slices, b)
+        self._positions: tuple[Tensor, Tensor] | None = None
 
     @classmethod
     def everywhere(cls, size: tuple[int, int, int], device: torch.device) -> "WindowIndex":
-        """All windows of latents of size (b, h, w)."""
+        """All tokens of latents of size (b, h, w)."""
         b, height, width = size
         check_sides(height, width)
         return cls(torch.ones(b, height // PATCH, width // PATCH, dtype=torch.bool, device=device))
 
     @property
     def active(self) -> Bool[Tensor, "b 1 h w"]:
-        """Where the downstream runs, at latent resolution: whole windows."""
-        rows = self._active[:, None].repeat_interleave(WINDOW, dim=2)
-        return rows.repeat_interleave(WINDOW, dim=3)
+        """Where the downstream runs, at latent resolution."""
+        b, height, width = self.size
+        exists = torch.zeros(b * height * width // PATCH**2, dtype=torch.bool)
+        exists = exists.to(self._index.device).index_fill(0, self._index, True)
+        return _enlarge(exists.reshape(b, height // PATCH, width // PATCH))
 
-    def gather(self, latent: Shaped[Tensor, "b c h w"]) -> Shaped[Tensor, "n c 16 16"]:
-        """The active windows of latents, slice by slice and row by row."""
-        return _partition(latent)[self._index]
+    def gather(self, latent: Shaped[Tensor, "b c h w"]) -> Shaped[Tensor, "count 4*c"]:
+        """The patches of the tokens, channel by channel and row by row."""
+        patches = functional.pixel_unshuffle(latent, PATCH).permute(0, 2, 3, 1)
+        return patches.flatten(0, 2)[self._index]
 
     def scatter(
-        self, packed: Float[Tensor, "n c 16 16"], base: Float[Tensor, "b c h w"]
+        self, patches: Float[Tensor, "count 4*c"], base: Float[Tensor, "b c h w"]
     ) -> Float[Tensor, "b c h w"]:
-        """A copy of ``base`` with its active windows replaced."""
-        b, c, height, width = base.shape
-        tiles = _partition(base).index_copy(0, self._index, packed.to(base.dtype))
-        tiles = tiles.reshape(b, height // WINDOW, width // WINDOW, c, WINDOW, WINDOW)
-        return tiles.permute(0, 3, 1, 4, 2, 5).reshape(base.shape)
+        """A copy of ``base`` with the patches of the tokens replaced."""
+        grid = functional.pixel_unshuffle(base, PATCH).permute(0, 2, 3, 1)
+        filled = grid.flatten(0, 2).index_copy(0, self._index, patches.to(base.dtype))
+        return functional.pixel_shuffle(filled.reshape(grid.shape).permute(0, 3, 1, 2), PATCH)
 
-    def pack(self, tokens: Float[Tensor, "n t hidden"]) -> Float[Tensor, "b m hidden"]:
-        """Tokens of the windows laid end to end per slice; slices with fewer end in zeros."""
-        b = self.size[0]
-        if not self._is_even:
-            block = tokens.new_zeros(b * self._per_slice, *tokens.shape[1:])
-            tokens = block.index_copy(0, self._slots, tokens)
-        return tokens.reshape(b, self._per_slice * tokens.shape[1], tokens.shape[2])
-
-    def unpack(
-        self, packed: Float[Tensor, "b m hidden"], *, tokens: int
-    ) -> Float[Tensor, "n {tokens} hidden"]:
-        """Undo ``pack``; ``tokens`` is the number per window."""
-        windows = packed.reshape(self.size[0] * self._per_slice, tokens, packed.shape[2])
-        return windows if self._is_even else windows[self._slots]
+    def positions(self, table: Float[Tensor, "rows columns hidden"]) -> Float[Tensor, "count h"]:
+        """The tokens' rows of a position table, gathered once for all steps."""
+        if self._positions is None or self._positions[0] is not table:
+            self._positions = table, table.flatten(0, 1)[self._places]
+        return self._positions[1]
 
 
 def check_sides(height: int, width: int) -> None:
@@ -114,7 +153,13 @@ def check_sides(height: int, width: int) -> None:
         )
 
 
-def _partition(latent: Shaped[Tensor, "b c h w"]) -> Shaped[Tensor, "all c 16 16"]:
-    tiles = torch.unflatten(latent, 3, (-1, WINDOW))
-    tiles = torch.unflatten(tiles, 2, (-1, WINDOW))  # (b, c, rows, 16, columns, 16)
-    return tiles.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
+def _windows_first(grid: Shaped[Tensor, "b rows columns"]) -> Shaped[Tensor, "all 64"]:
+    """A grid of tokens as windows: slice by slice, row by row, and so within each window."""
+    tiles = torch.unflatten(grid, 2, (-1, WINDOW_TOKENS))
+    tiles = torch.unflatten(tiles, 1, (-1, WINDOW_TOKENS))  # (b, rows, 8, columns, 8)
+    return tiles.transpose(2, 3).flatten(3, 4).flatten(0, 2)
+
+
+def _enlarge(tokens: Bool[Tensor, "b rows columns"]) -> Bool[Tensor, "b 1 h w"]:
+    """A grid of tokens at latent resolution."""
+    return tokens[:, None].repeat_interleave(PATCH, dim=2).repeat_interleave(PATCH, dim=3)

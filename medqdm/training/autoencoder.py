@@ -9,14 +9,15 @@ from monai.networks.nets import PatchDiscriminator
 from torch import Tensor, nn
 from torch.nn import functional
 
+from medqdm.checkpoint import Autoencoder
 from medqdm.config import Task
-from medqdm.models.autoencoder import KLAutoencoder
+from medqdm.models.light import LightAutoencoder
 from medqdm.models.perceptual import PerceptualDistance
 from medqdm.training.optimizer import check_finite, make_optimizer
 
 
 class AutoencoderModule(pl.LightningModule):
-    """Trains a KL-VAE: L1 + KL (+ LPIPS) (+ PatchGAN with hinge loss).
+    """Trains an autoencoder: L1 + KL (+ LPIPS) (+ PatchGAN with hinge loss).
 
     Args:
         task: its ``training.autoencoder`` section says how.
@@ -25,7 +26,7 @@ class AutoencoderModule(pl.LightningModule):
     """
 
     def __init__(
-        self, task: Task, autoencoder: KLAutoencoder, perceptual: PerceptualDistance | None
+        self, task: Task, autoencoder: Autoencoder, perceptual: PerceptualDistance | None
     ) -> None:
         super().__init__()
         self.task = task
@@ -40,32 +41,40 @@ class AutoencoderModule(pl.LightningModule):
             )
             self.adversarial = PatchAdversarialLoss(criterion="hinge")
 
-    def _images(self, batch: dict[str, Any]) -> Tensor:
-        """HR images, and bicubic-upsampled LR in place of some, which the encoder meets later."""
+    def _images(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """What is encoded, and what decoding it should give.
+
+        Bicubic-upsampled LR takes the place of some HR images: the encoder meets it in stage two.
+        """
         hr, lr = batch["hr"], batch["lr"]
         count = round(len(hr) * self.settings.lr_share)
         if count == 0:
-            return hr
-        up = functional.interpolate(lr[:count], size=hr.shape[-2:], mode="bicubic").clamp(-1, 1)
-        return torch.cat([up, hr[count:]])
+            return hr, hr
+        images = torch.cat([_upsample(lr[:count], hr), hr[count:]])
+        return images, hr if isinstance(self.autoencoder, LightAutoencoder) else images
+
+    def _decode(self, z: Tensor, lr: Tensor) -> Tensor:
+        if isinstance(self.autoencoder, LightAutoencoder):
+            return self.autoencoder.decode(z, lr)
+        return self.autoencoder.decode(z)
 
     def training_step(self, batch: dict[str, Any], _batch_idx: int) -> Tensor:
         """Loss of one batch."""
-        image = self._images(batch)
+        image, target = self._images(batch)
         mean, log_variance = self.autoencoder.moments(image)
         z = mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
-        reconstruction = self.autoencoder.decode(z).float()
+        reconstruction = self._decode(z, batch["lr"]).float()
         mean, log_variance = mean.float(), log_variance.float()
         kl = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).sum(dim=(1, 2, 3)).mean()
-        l1 = functional.l1_loss(reconstruction, image)
+        l1 = functional.l1_loss(reconstruction, target)
         loss = l1 + self.settings.kl_weight * kl
         self.log_dict({"train/l1": l1, "train/kl": kl})
         if self.perceptual is not None:
-            perceptual = self.perceptual(reconstruction, image).mean()
+            perceptual = self.perceptual(reconstruction, target).mean()
             loss = loss + self.settings.perceptual_weight * perceptual
             self.log("train/lpips", perceptual)
         if self.discriminator is not None and self.global_step >= self.settings.adversarial_start:
-            loss = loss + self._adversarial_loss(reconstruction, image)
+            loss = loss + self._adversarial_loss(reconstruction, target)
         check_finite(loss, batch)
         self.log("train/loss", loss, prog_bar=True)
         return loss
@@ -92,12 +101,16 @@ class AutoencoderModule(pl.LightningModule):
         return total
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """PSNR of HR images and of upsampled LR through encoder and decoder."""
-        hr = batch["hr"]
-        up = functional.interpolate(batch["lr"], size=hr.shape[-2:], mode="bicubic").clamp(-1, 1)
-        for name, image in (("hr", hr), ("lr", up)):
-            again = self.autoencoder.decode(self.autoencoder.encode(image)).float().clamp(-1, 1)
-            mse = ((again - image) ** 2).mean(dim=(1, 2, 3))
+        """PSNR of HR images and of upsampled LR through encoder and decoder.
+
+        Upsampled LR is compared with what decoding it should give, see ``_images``.
+        """
+        hr, lr = batch["hr"], batch["lr"]
+        up = _upsample(lr, hr)
+        light = isinstance(self.autoencoder, LightAutoencoder)
+        for name, image, target in (("hr", hr, hr), ("lr", up, hr if light else up)):
+            again = self._decode(self.autoencoder.encode(image), lr).float().clamp(-1, 1)
+            mse = ((again - target) ** 2).mean(dim=(1, 2, 3))
             psnr = (10 * torch.log10(4 / mse)).mean()
             self.log(f"validation/psnr_{name}", psnr, prog_bar=True, sync_dist=True,
                      batch_size=len(hr))  # fmt: skip
@@ -117,3 +130,7 @@ class AutoencoderModule(pl.LightningModule):
         return make_optimizer(
             parameters, self.settings.learning_rate, self.settings.steps, self.task.training
         )
+
+
+def _upsample(lr: Tensor, hr: Tensor) -> Tensor:
+    return functional.interpolate(lr, size=hr.shape[-2:], mode="bicubic").clamp(-1, 1)

@@ -1,12 +1,14 @@
 """Stage two: the two-stream transformer on frozen latents (Eq. 6 and 7 of arXiv:2503.12015)."""
 
+import math
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional
 
 from medqdm import metrics
 from medqdm.config import Task
@@ -35,6 +37,8 @@ class DiffusionModule(pl.LightningModule):
         self.engine = engine
         self.perceptual = perceptual
         engine.autoencoder.requires_grad_(False)
+        if self.settings.image_weight > 0:
+            engine.autoencoder.decoder.requires_grad_(True)
 
     def draw_thresholds(self, count: int, device: torch.device) -> Float[Tensor, " b"]:
         """A quadtree threshold per sample: mostly s, some 0, some uniform in [0, 2 s]."""
@@ -54,20 +58,25 @@ class DiffusionModule(pl.LightningModule):
         with torch.no_grad():
             z_0 = engine.encode(hr)
             z_lr = engine.encode(engine.upsample(lr))
-        height, width = z_0.shape[-2:]
         tree = engine.quadtree(lr, self.draw_thresholds(len(lr), lr.device))
-        refined = tree.at(height, width)[:, None]
+        index = engine.index(tree, z_0)
+        refined = index.refined
         t = torch.randint(engine.process.schedule.num_steps, (len(lr),), device=lr.device)
         z_t = engine.process.diffuse(z_0, z_lr, t, torch.randn_like(z_0), refined)
-        up, down = self._streams(z_t, t, lr, z_lr, refined)
+        up, down = self._streams(z_t, t, lr, z_lr, index)
         loss_up = ((up - z_0) ** 2).mean()
         squared = (down - z_0) ** 2 * refined
         loss_down = squared.sum() / (refined.sum() * z_0.shape[1]).clamp_min(1)
         loss = self.settings.upstream_weight * loss_up + self.settings.downstream_weight * loss_down
         self.log_dict({"train/upstream": loss_up, "train/downstream": loss_down,
                        "train/density": tree.density.mean()})  # fmt: skip
+        predicted = torch.where(refined, down, up)
+        if self.settings.image_weight > 0:
+            image = self._image_loss(predicted, lr, hr)
+            loss = loss + self.settings.image_weight * image
+            self.log("train/image", image)
         if self.perceptual is not None:
-            lpips = self.perceptual(engine.decode(torch.where(refined, down, up)), hr).mean()
+            lpips = self.perceptual(engine.decode(predicted, lr), hr).mean()
             loss = loss + self.settings.perceptual_weight * lpips
             self.log("train/lpips", lpips)
         check_finite(loss, batch)
@@ -80,14 +89,30 @@ class DiffusionModule(pl.LightningModule):
         t: Int[Tensor, " b"],
         lr: Float[Tensor, "b 1 hl wl"],
         z_lr: Float[Tensor, "b c h w"],
-        refined: Bool[Tensor, "b 1 h w"],
+        index: WindowIndex,
     ) -> tuple[Tensor, Tensor]:
         engine = self.engine
-        windows = WindowIndex(refined[:, 0, ::2, ::2])
-        scaled = engine.process.scale_input(z_t, t, refined)
-        up, down = engine.qdm.streams(scaled, t, engine.condition(lr), windows)
+        scaled = engine.process.scale_input(z_t, t, index.refined)
+        up, down = engine.qdm.streams(scaled, t, engine.condition(lr), index)
         base = z_lr if self.task.transformer.prediction == "residual" else torch.zeros_like(z_lr)
         return up.float() + base, down.float() + base
+
+    def _image_loss(self, z_0: Tensor, lr: Tensor, hr: Tensor) -> Tensor:
+        """L1 of the decoded prediction, in a random crop of the decoder's crop size."""
+        compression = self.task.autoencoder.compression
+        side = min(self.task.training.autoencoder.crop_px, *hr.shape[-2:])
+        unit = math.lcm(compression, self.task.upscale)
+        y, x = (
+            unit * int(torch.randint((length - side) // unit + 1, ())) for length in hr.shape[-2:]
+        )
+
+        def crop(image: Tensor, pixels: int) -> Tensor:
+            """The crop of an image that has one pixel per so many HR pixels."""
+            rows = slice(y // pixels, (y + side) // pixels)
+            return image[..., rows, x // pixels : (x + side) // pixels]
+
+        image = self.engine.decode(crop(z_0, compression), crop(lr, self.task.upscale))
+        return functional.l1_loss(image, crop(hr, 1))
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """PSNR, SSIM and HU error of whole slices, sampled in masked mode, beside bicubic."""
@@ -129,9 +154,9 @@ class DiffusionModule(pl.LightningModule):
                 )
 
     def configure_optimizers(self) -> Any:
-        """AdamW over the transformer."""
+        """AdamW over the transformer and, with an image loss, the decoder."""
         return make_optimizer(
-            self.engine.qdm.parameters(),
+            [p for p in self.engine.parameters() if p.requires_grad],
             self.settings.learning_rate,
             self.settings.steps,
             self.task.training,

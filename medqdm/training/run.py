@@ -20,11 +20,11 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from torch import nn
 
 from medqdm import checkpoint
+from medqdm.checkpoint import Autoencoder
 from medqdm.config import Task, TrainingSection
 from medqdm.data import SliceDataModule, load_slices
 from medqdm.engine import Engine, autocast, is_bf16_fast
 from medqdm.errors import MedQDMError
-from medqdm.models.autoencoder import KLAutoencoder
 from medqdm.models.perceptual import PerceptualDistance, load_perceptual
 from medqdm.training.autoencoder import AutoencoderModule
 from medqdm.training.diffusion import DiffusionModule
@@ -107,10 +107,13 @@ def _adopt_autoencoder(task: Task, weights: Path, out: Path) -> None:
     loaded = checkpoint.load(weights)
     mine = task.autoencoder.model_copy(update={"latent_scale": None})
     theirs = loaded.task.autoencoder.model_copy(update={"latent_scale": None})
-    if mine != theirs or task.hu_window != loaded.task.hu_window:
+    # a light decoder is made for one factor
+    upscale_fits = task.autoencoder.light is None or task.upscale == loaded.task.upscale
+    if mine != theirs or task.hu_window != loaded.task.hu_window or not upscale_fits:
         raise MedQDMError(
-            f"{weights}: its KL-VAE must have the task's autoencoder and window settings, got "
-            f"channels {theirs.channels} and window {loaded.task.hu_window}; train stage one anew"
+            f"{weights}: its autoencoder must have the task's settings and window, got "
+            f"x{loaded.task.upscale}, "
+            f"{theirs} and window {loaded.task.hu_window}; train stage one anew"
         )
     record = {"autoencoder": loaded.record.get("autoencoder", {})}
     task = _with_latent_scale(task, loaded.task.autoencoder.latent_scale or 1.0)
@@ -135,7 +138,7 @@ def _perceptual(weight: float) -> PerceptualDistance | None:
     return load_perceptual() if weight > 0 else None
 
 
-def _with_latent_scale(task: Task, scale: float) -> Task:
+def _with_latent_scale(task: Task, scale: float | tuple[float, ...]) -> Task:
     section = task.autoencoder.model_copy(update={"latent_scale": scale})
     return task.model_copy(update={"autoencoder": section})
 
@@ -246,25 +249,26 @@ def _lightning_precision(task: Task) -> str:
 
 
 @torch.no_grad()
-def measure_latent_scale(network: KLAutoencoder, source: SliceDataModule, task: Task) -> float:
-    """The multiplier that gives the latents of training slices unit variance.
+def measure_latent_scale(
+    network: Autoencoder, source: SliceDataModule, task: Task
+) -> tuple[float, ...]:
+    """The multiplier per channel that gives the latents of training slices unit variance.
 
     Args:
-        network: the trained KL-VAE.
+        network: the trained autoencoder.
         source: where the slices come from.
         task: precision and window.
     """
     device = next(network.parameters()).device
     network.eval()
-    squares, count = 0.0, 0
+    latents = []
     with autocast(device, task.training.precision):
         for hr in source.sample_hr(SCALE_SLICES):
-            z = network.encode(hr[None].to(device)).double()
-            squares += float((z**2).sum())
-            count += z.numel()
-    scale = (squares / count) ** -0.5
-    log.info("latent_scale measured over %d slices: %.5f", SCALE_SLICES, scale)
-    return round(scale, 6)
+            latents.append(network.encode(hr[None].to(device)).double().transpose(0, 1).flatten(1))
+    deviations = torch.cat(latents, dim=1).std(dim=1, correction=0).clamp_min(1e-6)
+    scale = tuple(round(float(1 / deviation), 6) for deviation in deviations)
+    log.info("latent_scale measured over %d slices: %s", SCALE_SLICES, scale)
+    return scale
 
 
 def _export(

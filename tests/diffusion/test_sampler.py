@@ -32,8 +32,8 @@ def test_ancestral_sampling_from_a_gaussian_prior_reaches_its_posterior() -> Non
     """With z_0 ~ N(0, 1) and z_lr = 0 the best denoiser is linear and samples must be N(0, 1)."""
     eta = SCHEDULE.eta.float()
 
-    def denoise(scaled: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        e = eta[t][:, None, None, None]
+    def denoise(scaled: torch.Tensor, t: int) -> torch.Tensor:
+        e = eta[t]
         z_t = scaled * (4 * e + 1).sqrt()
         return z_t * (1 - e) / ((1 - e) ** 2 + 4 * e)
 
@@ -51,8 +51,8 @@ def test_ancestral_sampling_from_a_gaussian_prior_reaches_its_posterior() -> Non
 def test_steps_and_draws_come_in_order() -> None:
     seen, drawn = [], []
 
-    def denoise(z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        seen.append(t.tolist())
+    def denoise(z: torch.Tensor, t: int) -> torch.Tensor:
+        seen.append(t)
         return z
 
     def noise(k: int) -> torch.Tensor:
@@ -66,7 +66,7 @@ def test_steps_and_draws_come_in_order() -> None:
         )
     ]
     assert steps == [14, 5, 0]
-    assert seen == [[14, 14], [5, 5], [0, 0]]
+    assert seen == [14, 5, 0]
     assert drawn == [0, 1, 2]
 
 
@@ -76,7 +76,7 @@ def test_the_network_sees_no_noise_outside_refined_regions() -> None:
     z_lr = noise_of(3)(0)
     first = []
 
-    def denoise(z: torch.Tensor, _t: torch.Tensor) -> torch.Tensor:
+    def denoise(z: torch.Tensor, _t: int) -> torch.Tensor:
         first.append(z)
         return torch.zeros_like(z)
 

@@ -144,6 +144,9 @@ class Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.names.add(func.__name__.split(".")[0])
+        if func.__name__ == "index.Tensor":  # a mask as an index is a nonzero in disguise
+            masks = [i for i in args[1] if i is not None and i.dtype == torch.bool]
+            self.names |= {"nonzero"} if masks else set()
         return func(*args, **(kwargs or {}))
 
 
@@ -274,3 +277,50 @@ def test_condition_is_brought_to_latent_size():
     # A checkerboard is gone after smoothing, where bare sampling would leave or alias it.
     board = (torch.arange(64)[:, None] + torch.arange(32)) % 2 * 2.0 - 1
     assert fit_condition(board[None, None], z_t)[..., 4:-4, 4:-4].abs().max() < 0.05
+
+
+@settings(max_examples=12, deadline=None)
+@given(b=st.integers(1, 3), rows=st.integers(1, 2), seed=st.integers(0, 1000))
+@torch.inference_mode()
+def test_packed_tokens_see_their_window_s_refined_tokens_alone(network, b, rows, seed):
+    """The packed pass equals full windows in which unrefined tokens are masked as keys."""
+    z_t, t, lr, refined = inputs(b, 16 * rows, 32, seed)
+    packed = network(z_t, t, lr, WindowIndex(refined, packing="tokens"))
+    everywhere = WindowIndex.everywhere((b, 16 * rows, 32), z_t.device)
+    seen = everywhere.gather(WindowIndex(refined).refined.float())[:, :1]
+    everywhere.windows.is_full = False  # so that the attention asks for valid keys
+    everywhere.windows.valid = everywhere.windows.lay_out(seen)[..., 0] > 0
+    everywhere.windows.valid[~everywhere.windows.valid.any(dim=1)] = True  # rows nobody looks at
+    up, down = network.streams(z_t, t, lr, everywhere)
+    expected = torch.where(everywhere.refined & WindowIndex(refined).refined, down, up)
+    torch.testing.assert_close(packed, expected, atol=1e-5, rtol=0)
+
+
+@torch.inference_mode()
+def test_unrefined_tokens_do_not_matter_to_packed_ones(network):
+    z_t, t, lr, refined = inputs(1, 32, 32)
+    index = WindowIndex(refined, packing="tokens")
+    x = torch.cat([z_t, fit_condition(lr, z_t)], dim=1)
+    modulations = network.modulations(t)
+    _, context = network.upstream(x, modulations)
+    changed = torch.where(index.refined, x, x + 1)
+    for weights, same in (("tokens", True), ("windows", False)):
+        index = WindowIndex(refined, packing=weights)
+        before = index.scatter(network.downstream(x, modulations, context, index), z_t)
+        after = index.scatter(network.downstream(changed, modulations, context, index), z_t)
+        assert (
+            torch.equal(before[index.refined.expand_as(z_t)], after[index.refined.expand_as(z_t)])
+            == same
+        )
+
+
+@torch.inference_mode()
+def test_modulations_of_a_schedule_serve_each_step(network):
+    z_t, _, lr, refined = inputs(2, 32, 32)
+    steps = torch.tensor([14, 7, 0])
+    table = network.modulations(steps)
+    for k, t in enumerate(steps):
+        expected = network(z_t, t.repeat(2), lr, refined)
+        torch.testing.assert_close(
+            network(z_t, table.at(k), lr, refined), expected, atol=1e-5, rtol=0
+        )

@@ -29,10 +29,11 @@ class Distance(nn.Module):
         return ((image - reference) ** 2).mean(dim=(1, 2, 3))
 
 
-def make(*settings: str, perceptual: Any = None) -> AutoencoderModule:
+def make(*settings: str, perceptual: Any = None, light: bool = False) -> AutoencoderModule:
     """A module outside a trainer: its log is a dict, its step is 0."""
     torch.manual_seed(0)
-    task = load_task("tiny", [f"training.autoencoder.{item}" for item in settings])
+    kind = ["autoencoder.light={channels: 8, encoder_blocks: 1, decoder_blocks: 1}"] * light
+    task = load_task("tiny", [*kind, *(f"training.autoencoder.{item}" for item in settings)])
     module = AutoencoderModule(task, build_autoencoder(task), perceptual)
     module.logged = {}
     module.log = lambda name, value, **_: module.logged.update({name: float(value.detach())})
@@ -50,11 +51,29 @@ def make_batch(count: int = 4, px: int = 32) -> dict[str, Any]:
 @pytest.mark.parametrize(("share", "count"), [(0.0, 0), (0.25, 1), (1.0, 4)])
 def test_a_share_of_the_batch_is_upsampled_lr(share: float, count: int) -> None:
     batch = make_batch()
-    images = make(f"lr_share={share}")._images(batch)
+    images, target = make(f"lr_share={share}")._images(batch)
+    assert images is target  # what the KL-VAE encodes, it gives back
     assert images.shape == batch["hr"].shape
     assert images.abs().max() <= 1
     same = [torch.equal(a, b) for a, b in zip(images, batch["hr"], strict=True)]
     assert same == [False] * count + [True] * (4 - count)
+
+
+def test_the_light_decoder_makes_hr_of_both() -> None:
+    batch, module = make_batch(), make("lr_share=0.5", light=True)
+    images, target = module._images(batch)
+    assert torch.equal(target, batch["hr"])
+    assert not torch.equal(images[:2], target[:2])
+    assert torch.equal(images[2:], target[2:])
+    loss = module.training_step(batch, 0)
+    up = nn.functional.interpolate(batch["lr"], scale_factor=4, mode="bicubic").clamp(-1, 1)
+    expected = (up - batch["hr"]).abs().mean()  # untrained, it gives the bicubic image
+    assert module.logged["train/l1"] == pytest.approx(expected.item(), rel=1e-5)
+    loss.backward()
+    module.validation_step(batch, 0)
+    assert module.logged["validation/psnr_hr"] == pytest.approx(
+        module.logged["validation/psnr_lr"], abs=1e-3
+    )
 
 
 def test_the_loss_is_l1_and_weighted_kl() -> None:

@@ -101,8 +101,9 @@ def test_the_loss_is_eq_6_with_the_downstream_where_refined(
     assert loss.item() == pytest.approx(0.5 * 0.01 + 2 * 0.09, rel=1e-4)
 
 
-def test_a_fixed_batch_is_learnt() -> None:
-    module = make("diffusion.num_steps=2")
+@pytest.mark.parametrize("packing", ["windows", "tokens"])
+def test_a_fixed_batch_is_learnt(packing: str) -> None:
+    module = make("diffusion.num_steps=2", f"transformer.packing={packing}")
     optimizer = module.configure_optimizers()["optimizer"]
     losses = []
     for step in range(50):
@@ -123,6 +124,48 @@ def test_the_autoencoder_stays_as_it_is() -> None:
     optimizer = module.configure_optimizers()["optimizer"]
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     assert held == {id(p) for p in module.engine.qdm.parameters()}
+
+
+LIGHT = "autoencoder.light={channels: 8, encoder_blocks: 1, decoder_blocks: 1}"
+
+
+@pytest.mark.parametrize("kind", [(), (LIGHT,)])
+def test_an_image_loss_trains_the_decoder_too(kind: tuple[str, ...]) -> None:
+    module = make(*kind, "training.diffusion.image_weight=0.5")
+    loss = module.training_step(make_batch(), 0)
+    logged = module.logged
+    assert loss.item() == pytest.approx(
+        logged["train/upstream"] + logged["train/downstream"] + 0.5 * logged["train/image"],
+        rel=1e-5,
+    )
+    loss.backward()
+    autoencoder = module.engine.autoencoder
+    trained = {n for n, p in autoencoder.named_parameters() if p.grad is not None}
+    assert trained
+    assert all(name.startswith("decoder.") for name in trained)  # latents keep their meaning
+    held = {id(p) for g in module.configure_optimizers()["optimizer"].param_groups
+            for p in g["params"]}  # fmt: skip
+    assert {id(p) for p in autoencoder.decoder.parameters()} <= held
+
+
+def test_the_image_loss_compares_the_same_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = make("training.diffusion.image_weight=1", "training.autoencoder.crop_px=16")
+    y, x = torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij")
+    places = (16 * y + x)[None, None] / 256  # every latent another value
+    hr = nn.functional.interpolate(places, scale_factor=4, mode="nearest")
+    shown = []
+
+    def decode(z: Tensor, lr: Tensor) -> Tensor:
+        assert torch.equal(z, lr)
+        shown.append(z)
+        return nn.functional.interpolate(z, scale_factor=4, mode="nearest")
+
+    monkeypatch.setattr(module.engine, "decode", decode)
+    torch.manual_seed(0)
+    for _ in range(8):
+        assert module._image_loss(places, places, hr) == 0
+    assert {tuple(z.shape) for z in shown} == {(1, 1, 4, 4)}
+    assert len({float(z[0, 0, 0, 0]) for z in shown}) > 3
 
 
 def test_the_perceptual_term_sees_the_decoded_prediction() -> None:
