@@ -36,6 +36,14 @@ class Format(StrEnum):
     mha = "mha"
 
 
+class Precision(StrEnum):
+    """Precisions of the networks."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
 Set = Annotated[
     Optional[list[str]],  # noqa: UP045  (typer reads this form)
     typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the task; repeatable."),
@@ -90,6 +98,13 @@ def enhance(  # noqa: PLR0913, PLR0917  (one option each)
         typer.Option(min=0, max=2, help="NIfTI, NRRD, MHA: array axis across slices."),
     ] = None,
     settings: Set = None,
+    precision: Annotated[
+        Precision, typer.Option(help="auto: bf16 where it is fast and changes at most 2 HU.")
+    ] = Precision.auto,
+    batch_size: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Tiles at once; default: as many as memory holds."),
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Enhance a CT series in plane and write a new one; the input is never touched."""
@@ -107,10 +122,14 @@ def enhance(  # noqa: PLR0913, PLR0917  (one option each)
         series_uid=series_uid,
         slice_axis=slice_axis,
         settings=settings or (),
+        precision=precision.value,
+        batch_size=batch_size,
         overwrite=overwrite,
         announce=_announce,
         track=lambda done, total: _progress(done, total, "slices"),
     )
+    if summary.redone:
+        _warn(summary.warnings[-1])
     numbers = summary.numbers()
     console.print(
         f"{numbers['slices']} slices, {numbers['seconds_per_slice']:.2f} s a slice, "
@@ -220,6 +239,85 @@ def evaluate(  # noqa: PLR0913, PLR0917  (one option each)
 
 
 @app.command()
+def benchmark(  # noqa: PLR0913, PLR0917  (one option each)
+    series: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Argument(help="A CT series as for enhance; default: a phantom with noise."),
+    ] = None,
+    task: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Task of the bundled weights; default: sr4."),
+    ] = None,
+    weights: Weights = None,
+    device: Device = "auto",
+    json_file: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--json", metavar="FILE", help="Write everything as JSON."),
+    ] = None,
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--out", help="Folder for results.md, results.json and benchmark.png."),
+    ] = None,
+    num_slices: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--slices", min=1, help="Slices in a batch; default: 1, on a GPU 8."),
+    ] = None,
+    repeats: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Timed runs of each variant; default: 5, or 2 if quick."),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="The variants alone.")] = False,
+    degrade: Annotated[
+        bool, typer.Option("--degrade", help="The series is HR: degrade it as the test set is.")
+    ] = False,
+    random: Annotated[
+        bool, typer.Option("--random", help="Random weights: any size of network, speed alone.")
+    ] = False,
+    series_uid: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--series", help="SeriesInstanceUID (or its end) where there are several."),
+    ] = None,
+    settings: Set = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Measure this machine: dense, windows, tokens, bf16 and fewer steps side by side."""
+    from medqdm import benchmark as bench
+    from medqdm.io.whole import check_folder
+
+    _end_cleanly_on_sigterm()
+    if out is not None:
+        check_folder(out, overwrite=overwrite, marker="results.json")
+    subject = bench.open_subject(
+        series,
+        task=task,
+        weights=weights,
+        device=device,
+        settings=settings or (),
+        series_uid=series_uid,
+        num_slices=num_slices,
+        degraded=degrade,
+        random=random,
+    )
+    found = bench.run_benchmark(subject, repeats=repeats, quick=quick, announce=_say)
+    for line in bench.summary(found):
+        console.print(line, soft_wrap=True, highlight=False)
+    for table in bench.tables(found):
+        console.print()
+        console.print(table.title, style="bold", soft_wrap=True, highlight=False)
+        shown = Table(box=None, padding=(0, 1, 0, 0))
+        for k, name in enumerate(table.head):
+            shown.add_column(name, justify="left" if k == 0 else "right", no_wrap=k == 0)
+        for row in table.rows:
+            shown.add_row(*row)
+        console.print(shown)
+    if json_file is not None:
+        bench.write_json(found, json_file)
+    if out is not None:
+        bench.write_report(found, out, overwrite=overwrite)
+        console.print(f"written to {out}: results.md, results.json, benchmark.png", soft_wrap=True)
+
+
+@app.command()
 def info(
     series: Annotated[Path, typer.Argument(help="A folder or a file.")],
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
@@ -305,16 +403,27 @@ def _announce(enhancer: Any, volume: Any) -> None:
     """One line saying what was found (nothing of the patient), and the warnings."""
     slices, height, width = volume.shape
     task = enhancer.task
+    seconds = enhancer.estimate_seconds(volume)
     console.print(
         f"{volume.source.kind} series: {slices} slices of {width} x {height}, "
         f"{volume.spacing_mm[1]:.3g} mm pixels -> x{task.upscale} ({task.name}), "
         f"s = {task.quadtree.threshold:g} ({task.threshold_hu:g} HU), on {enhancer.device}, "
-        f"about {_duration(enhancer.estimate_seconds(volume))}",
+        f"about {_duration(seconds)} in {enhancer.precision}",
         soft_wrap=True,
         highlight=False,
     )
     for warning in enhancer.warnings(volume):
-        messages.print(f"[yellow]warning:[/] {warning}", soft_wrap=True, highlight=False)
+        _warn(warning)
+
+
+def _warn(text: str) -> None:
+    messages.print(f"[yellow]warning:[/] {text}", soft_wrap=True, highlight=False)
+
+
+def _say(text: str) -> None:
+    """A line on what is done next, for whoever watches."""
+    if messages.is_terminal and not console.quiet:
+        messages.print(text, style="dim", highlight=False)
 
 
 def _progress(items: Iterable[Any], total: int, unit: str) -> Iterator[Any]:

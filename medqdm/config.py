@@ -219,6 +219,72 @@ class QuadtreeSection(Section):
     """c of the noise-aware threshold max(s, c * noise sd of the slice); 0 turns it off."""
 
 
+class TSSSection(Section):
+    """``tss``: ``sampling_steps`` steps, dense at both ends, more so where the LR image varies.
+
+    Where both ranges are points, all regions take the same steps.
+    """
+
+    exponent: Annotated[
+        tuple[Annotated[float, Field(ge=1)], Annotated[float, Field(ge=1)]],
+        AfterValidator(_require_rising),
+    ] = (1.0, 2.0)
+    """n of the flattest and of the most detailed regions; 1: even steps, more: denser ends."""
+    transition: Annotated[
+        tuple[
+            Annotated[float, Field(gt=0, lt=1)],
+            Annotated[float, Field(gt=0, lt=1)],
+        ],
+        AfterValidator(_require_rising),
+    ] = (0.4, 0.6)
+    """a of the same: the share of the way at which early steps pass into late ones."""
+
+
+class GainSection(Section):
+    """``gain``: regions whose estimate changes little skip steps and freeze."""
+
+    threshold: NonNegativeFloat = 0.05
+    """Change of a region's estimate in a step, as a share of its difference from z_lr, below which
+    it runs at every fourth step only, and freezes the second time; 0: all run at all steps."""
+
+
+class GroupsSection(Section):
+    """``groups``: regions start late where a coarse estimate is good; has steps of its own."""
+
+    steps: tuple[tuple[NonNegativeInt, ...], ...] = ((14, 11, 8, 5, 2, 0), (9, 5, 2, 0), (3, 0))
+    """Schedule indices of the groups, hardest first: each falls to 0, each starts later."""
+    rho: PositiveFloat = 0.25
+    """Largest admissible bias of a start, as a share of the noise there."""
+    confidence: Literal["upstream", "level"] = "upstream"
+    """What a region's error is told from: how far the upstream's first estimate lies from z_lr, or
+    the mean share of quadtree levels on which its cells are split."""
+    error: PositiveFloat = 1.0
+    """Root mean square latent error of the coarse estimate per unit of that."""
+
+    @model_validator(mode="after")
+    def _steps_fall(self) -> "GroupsSection":
+        for steps in self.steps:
+            if not steps or steps[-1] != 0 or list(steps) != sorted(set(steps), reverse=True):
+                raise ValueError(f"steps must fall to 0 in each group, got {list(steps)}")
+        starts = [steps[0] for steps in self.steps]
+        if not starts or starts != sorted(starts, reverse=True):
+            raise ValueError(f"steps must start later from group to group, got starts {starts}")
+        return self
+
+
+class SamplerSection(Section):
+    """In which regions the downstream runs at which steps. A region is a window of 8 x 8 tokens."""
+
+    name: Literal["uniform", "tss", "gain", "groups", "random", "upstream"] = "uniform"
+    """uniform: all regions at all of the steps. random and upstream (no region ever) are the
+    controls that the others must beat."""
+    tss: TSSSection = TSSSection()
+    gain: GainSection = GainSection()
+    groups: GroupsSection = GroupsSection()
+    random_share: Probability = 0.25
+    """``random``: share of the regions that run at each step."""
+
+
 class DiffusionSection(Section):
     """The residual-shift process and how it is sampled."""
 
@@ -236,9 +302,19 @@ class DiffusionSection(Section):
     """Steps taken by the sampler, spread evenly and always with the first and last; None: all."""
     gamma: Probability = 1.0
     """1: ancestral sampling; 0: deterministic after the first noise."""
+    sampler: SamplerSection = SamplerSection()
     published_masking: bool = False
     """True: one input scale for all pixels and the ancestral mean outside the refined regions, as
     published weights expect; False: both follow the mask."""
+
+    @model_validator(mode="after")
+    def _groups_fit(self) -> "DiffusionSection":
+        highest = max(steps[0] for steps in self.sampler.groups.steps)
+        if self.sampler.name == "groups" and highest >= self.num_steps:
+            raise ValueError(
+                f"sampler.groups.steps must be below num_steps = {self.num_steps}, got {highest}"
+            )
+        return self
 
 
 class AutoencoderTraining(Section):

@@ -1,5 +1,6 @@
 """Engine: networks, process and quadtree of a task, shared by training and enhancing."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -9,14 +10,17 @@ from torch.nn import functional
 
 from medqdm.checkpoint import Autoencoder
 from medqdm.config import Precision, Task
+from medqdm.diffusion.policies import Cost, Policy, Regions, StepIndex, spread
 from medqdm.diffusion.process import Process
 from medqdm.diffusion.quadtree import Quadtree, threshold_for
-from medqdm.diffusion.sampler import Noise, sample
+from medqdm.diffusion.sampler import Noise, RegionDenoiser, sample_regions
 from medqdm.diffusion.schedule import Schedule
 from medqdm.errors import MedQDMError
+from medqdm.models import strips
 from medqdm.models.light import LightAutoencoder
 from medqdm.models.transformer import QDM, Modulations, fit_condition
-from medqdm.models.windows import WindowIndex
+from medqdm.models.windows import PATCH, WindowIndex
+from medqdm.sampling import make_policy
 
 Image = Float[Tensor, "b 1 h w"]
 Latent = Float[Tensor, "b c hl wl"]
@@ -27,11 +31,13 @@ class Enhanced(NamedTuple):
 
     Args:
         sr: (b, 1, h * upscale, w * upscale) in [-1, 1].
-        refined: (b, h / 2, w / 2), True where the downstream ran and noise was drawn.
+        refined: (b, h / 2, w / 2), True where noise was drawn, for the downstream to resolve.
+        cost: what the sampling took.
     """
 
     sr: Float[Tensor, "b 1 hs ws"]
     refined: Bool[Tensor, "b hc wc"]
+    cost: Cost
 
 
 class Engine(nn.Module):
@@ -79,7 +85,11 @@ class Engine(nn.Module):
     def encode(self, image: Image) -> Latent:
         """Posterior mode of the KL-VAE, scaled to unit variance, float32."""
         channels = self.task.autoencoder.image_channels
-        z = self.autoencoder.encode(_channels_last(image.expand(-1, channels, -1, -1)))
+        pixels = _channels_last(image.expand(-1, channels, -1, -1))
+        if isinstance(self.autoencoder, LightAutoencoder) or torch.is_grad_enabled():
+            z = self.autoencoder.encode(pixels)
+        else:
+            z = strips.encode(self.autoencoder, pixels)
         z = z.float().contiguous()
         return z * self.latent_scale(z)
 
@@ -88,16 +98,33 @@ class Engine(nn.Module):
         unscaled = _channels_last(z / self.latent_scale(z))
         if isinstance(self.autoencoder, LightAutoencoder):
             image = self.autoencoder.decode(unscaled, self.condition(lr))
-        else:
+        elif torch.is_grad_enabled():
             image = self.autoencoder.decode(unscaled)
+        else:
+            image = strips.decode(self.autoencoder, unscaled)
         return image.float().mean(dim=1, keepdim=True).clamp(-1, 1)
 
-    def quadtree(self, lr: Image, threshold: float | Float[Tensor, " b"] | None = None) -> Quadtree:
-        """The quadtree of LR images; the threshold is the task's unless given."""
+    def quadtree(
+        self,
+        lr: Image,
+        threshold: float | Float[Tensor, " b"] | None = None,
+        refined: Bool[Tensor, "b hc wc"] | None = None,
+    ) -> Quadtree:
+        """The quadtree of LR images.
+
+        Args:
+            lr: (b, 1, h, w) in [-1, 1].
+            threshold: instead of the task's.
+            refined: (b, h / 2, w / 2) cells to refine, where the images alone do not decide it
+                (``diffusion.quadtree.steady``); None: those that the threshold gives.
+        """
         settings = self.task.quadtree
         if threshold is None:
             threshold = threshold_for(lr, settings.threshold, settings.noise_factor)
-        return Quadtree(lr, threshold, num_levels=settings.num_levels, inclusive=settings.inclusive)
+        tree = Quadtree(lr, threshold, num_levels=settings.num_levels, inclusive=settings.inclusive)
+        if refined is not None:
+            tree.refined = refined
+        return tree
 
     def condition(self, lr: Image) -> Latent:
         """The LR image with as many channels as the networks were trained with."""
@@ -123,46 +150,150 @@ class Engine(nn.Module):
         return out + z_lr if self.task.transformer.prediction == "residual" else out
 
     @torch.no_grad()
-    def enhance(self, lr: Image, noise: Noise, *, threshold: float | None = None) -> Enhanced:
+    def enhance(
+        self,
+        lr: Image,
+        noise: Noise,
+        *,
+        threshold: float | None = None,
+        refined: Bool[Tensor, "b hc wc"] | None = None,
+    ) -> Enhanced:
         """Super-resolve LR images.
 
         Args:
             lr: (b, 1, h, w) in [-1, 1]; sides multiples of ``task.lr_multiple``.
             noise: draw k -> standard normal (b, c, h', w') at latent size; see ``sample``.
             threshold: quadtree threshold instead of the task's.
+            refined: see ``quadtree``.
         """
         z_lr = self.encode(self.upsample(lr))
-        tree = self.quadtree(lr, threshold)
-        z_0 = self.denoise(lr, z_lr, self.index(tree, z_lr), noise)
-        return Enhanced(self.decode(z_0, lr), tree.refined)
+        tree = self.quadtree(lr, threshold, refined)
+        index = self.index(tree, z_lr)
+        policy = self.policy(lr, z_lr, index, noise, tree)
+        z_0 = self.denoise(lr, z_lr, index, noise, policy)
+        return Enhanced(self.decode(z_0, lr), tree.refined, policy.cost)
 
-    @torch.no_grad()
-    def denoise(self, lr: Image, z_lr: Latent, index: WindowIndex, noise: Noise) -> Latent:
-        """Sample z_0 along the task's steps.
+    def policy(
+        self,
+        lr: Image,
+        z_lr: Latent,
+        index: WindowIndex,
+        noise: Noise,
+        tree: Quadtree | None = None,
+    ) -> Policy:
+        """The task's policy for one call of ``denoise`` with the same arguments.
 
         Args:
             lr: (b, 1, h, w) in [-1, 1].
             z_lr: (b, c, h', w'), the latent of the upsampled LR image.
             index: the tokens that the downstream runs.
             noise: draw k -> standard normal like z_lr.
+            tree: the quadtree of lr; None: made anew.
         """
-        settings = self.task.diffusion
-        steps = self.process.schedule.subset(settings.sampling_steps)
-        # nothing that depends on the step or the image alone is computed in the loop
-        modulations = self.qdm.modulations(torch.tensor(steps, device=z_lr.device))
-        at = {t: modulations.at(k) for k, t in enumerate(steps)}
-        fitted = fit_condition(lr, z_lr)
-        for step in sample(
-            lambda scaled, t: self.predict(scaled, at[t], lr=fitted, z_lr=z_lr, index=index),
+        return make_policy(
+            self.task.diffusion,
+            self.process.schedule,
+            lr=lr,
+            z_lr=z_lr,
+            tree=tree or self.quadtree(lr),
+            index=index,
+            noise=noise,
+        )
+
+    @torch.no_grad()
+    def denoise(
+        self,
+        lr: Image,
+        z_lr: Latent,
+        index: WindowIndex,
+        noise: Noise,
+        policy: Policy | None = None,
+    ) -> Latent:
+        """Sample z_0.
+
+        Args:
+            lr: (b, 1, h, w) in [-1, 1].
+            z_lr: (b, c, h', w'), the latent of the upsampled LR image.
+            index: the tokens that the downstream runs.
+            noise: draw k -> standard normal like z_lr.
+            policy: steps, and where the downstream runs at each; None: the task's.
+        """
+        policy = policy or self.policy(lr, z_lr, index, noise)
+        for step in sample_regions(
+            self._region_denoiser(lr, z_lr, index, policy.steps),
             self.process,
             z_lr,
-            steps=steps,
-            gamma=settings.gamma,
+            policy=policy,
+            gamma=self.task.diffusion.gamma,
             noise=noise,
             refined=index.refined,
         ):
             z_0 = step.z_0
         return z_0
+
+    def _region_denoiser(
+        self, lr: Image, z_lr: Latent, index: WindowIndex, steps: Sequence[StepIndex]
+    ) -> RegionDenoiser:
+        # nothing that depends on the step or the image alone is computed in the loop
+        same = [t for t in steps if isinstance(t, int)]
+        rows = same or range(self.process.schedule.num_steps)
+        modulations = self.qdm.modulations(torch.tensor(rows, device=z_lr.device))
+        for_all = {t: modulations.at(k) for k, t in enumerate(rows)}
+        fitted = fit_condition(lr, z_lr)
+
+        def vectors(t: StepIndex, tokens: WindowIndex) -> Modulations:
+            if isinstance(t, int):
+                return for_all[t]
+            return modulations.at_map(spread(t, z_lr), tokens)
+
+        def denoise(scaled: Latent, t: StepIndex, due: Regions | None) -> Latent:
+            tokens = index if due is None else self._restrict(index, due)
+            return self.predict(scaled, vectors(t, tokens), lr=fitted, z_lr=z_lr, index=tokens)
+
+        return denoise
+
+    def _restrict(self, index: WindowIndex, due: Regions) -> WindowIndex:
+        refined = index.refined & spread(due, index.refined)
+        return WindowIndex(refined[:, 0, ::PATCH, ::PATCH], packing=self.task.transformer.packing)
+
+
+@torch.no_grad()
+def uncertainty(
+    engine: Engine,
+    lr: Image,
+    noises: Sequence[Noise],
+    *,
+    refined: Bool[Tensor, "b hc wc"] | None = None,
+) -> tuple[Enhanced, Float[Tensor, "b 1 hs ws"]]:
+    """How much of an output is chance: its standard deviation over draws.
+
+    Latents that carry no noise are the first draw's in all of them, and add nothing of their own.
+
+    Args:
+        engine: of the task.
+        lr: (b, 1, h, w) in [-1, 1].
+        noises: one per draw, each as ``Engine.enhance`` takes it; two or more.
+        refined: see ``Engine.quadtree``.
+
+    Returns:
+        The first draw as ``Engine.enhance`` gives it, and the deviation per pixel in HU.
+
+    Raises:
+        MedQDMError: fewer than two draws.
+    """
+    if len(noises) < 2:
+        raise MedQDMError(f"uncertainty: must be 2 draws or more, got {len(noises)}; ask for 2")
+    z_lr = engine.encode(engine.upsample(lr))
+    tree = engine.quadtree(lr, refined=refined)
+    index = engine.index(tree, z_lr)
+    plans = [engine.policy(lr, z_lr, index, noise, tree) for noise in noises]
+    latents = [
+        engine.denoise(lr, z_lr, index, noise, policy)
+        for noise, policy in zip(noises, plans, strict=True)
+    ]
+    draws = [engine.decode(torch.where(index.refined, z, latents[0]), lr) for z in latents]
+    deviation = torch.stack(draws).std(dim=0) * engine.task.hu_window.hu_per_unit
+    return Enhanced(draws[0], tree.refined, plans[0].cost), deviation
 
 
 def _channels_last(image: Tensor) -> Tensor:

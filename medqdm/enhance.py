@@ -1,8 +1,12 @@
 """Enhance: the pipeline from a series to its super-resolved series, in one call."""
 
 import json
+import math
 import platform
+import tempfile
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,12 +16,13 @@ import torch
 from numpy.typing import NDArray
 
 from medqdm import io, metrics, picture
-from medqdm.config import load_task
+from medqdm.config import Precision, load_task
 from medqdm.enhancer import EnhancedSlice, Enhancer
 from medqdm.errors import MedQDMError
 from medqdm.io.whole import check_folder, whole_folder
+from medqdm.streaming import map_behind
 from medqdm.version import __version__
-from medqdm.volume import Volume
+from medqdm.volume import SliceStack, Volume
 
 WEIGHTS_FOLDER = Path(__file__).parent / "weights"
 
@@ -42,7 +47,7 @@ class Summary:
     """What a run did, in numbers; grows with each slice.
 
     ``mean_shift_hu`` and ``lr_consistency_hu`` compare the output, reduced by area to the input's
-    grid, with the input.
+    grid, with the input. ``redone`` counts the slices that were not finite in bf16.
     """
 
     num_slices: int = 0
@@ -53,6 +58,7 @@ class Summary:
     square_sum_hu: float = 0.0
     voxels: int = 0
     clipped: int = 0
+    redone: int = 0
     warnings: list[str] = field(default_factory=list)
 
     def add(self, done: EnhancedSlice, lr_hu: NDArray[np.float32]) -> None:
@@ -77,6 +83,36 @@ class Summary:
             "lr_consistency_hu": round((self.square_sum_hu / max(1, self.voxels)) ** 0.5, 3),
             "clipped_voxels": self.clipped,
         }
+
+    def count_redone(self, slices: int) -> None:
+        """Note how many slices bf16 failed on, and warn if there are any."""
+        self.redone = slices
+        if slices:
+            self.warnings.append(f"{slices} slice(s) overflowed in bf16 and were done in fp32")
+
+
+class RefinedCells:
+    """The refined cells of all slices, a bit each."""
+
+    def __init__(self) -> None:
+        self._bits: list[NDArray[np.uint8]] = []
+        self._shape = (0, 0)
+
+    def add(self, refined: NDArray[np.bool_]) -> None:
+        """Take the cells ``(rows, columns)`` of the next slice."""
+        self._shape = refined.shape[0], refined.shape[1]
+        self._bits.append(np.packbits(refined))
+
+    def save(self, path: Path) -> None:
+        """Write ``refined``, ``(z, rows, columns)`` bool, as a compressed npz file."""
+        header = {"descr": "|b1", "fortran_order": False, "shape": (len(self._bits), *self._shape)}
+        with (
+            zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
+            archive.open("refined.npy", "w", force_zip64=True) as file,
+        ):
+            np.lib.format.write_array_header_1_0(file, header)
+            for bits in self._bits:
+                file.write(np.unpackbits(bits, count=math.prod(self._shape)).tobytes())
 
 
 Track = Callable[[Iterable[EnhancedSlice], int], Iterable[EnhancedSlice]]
@@ -111,21 +147,25 @@ def enhance_volume(
     """
     if file_format not in FORMATS:
         raise MedQDMError(f"--format: must be one of {', '.join(FORMATS)}, got {file_format!r}")
+    enhancer.prepare(volume)
     summary = Summary(warnings=enhancer.warnings(volume))
     middle = len(volume.hu) // 2
     kept: dict[str, EnhancedSlice] = {}
-    refined: list[NDArray[np.bool_]] = []
+    refined = RefinedCells()
+
+    def count(done: EnhancedSlice) -> NDArray[np.float32]:
+        summary.add(done, volume.hu[done.z])
+        refined.add(done.refined)
+        if done.z == middle:
+            kept["middle"] = done
+        return done.hu
 
     def pixels() -> Iterator[NDArray[np.float32]]:
-        for done in track(enhancer.slices(volume), len(volume.hu)):
-            summary.add(done, volume.hu[done.z])
-            refined.append(done.refined)
-            if done.z == middle:
-                kept["middle"] = done
-            yield done.hu
+        yield from map_behind(count, track(enhancer.slices(volume), len(volume.hu)), 1)
 
     def add_files(folder: Path) -> None:
-        np.savez_compressed(folder / "refined.npz", refined=np.stack(refined))
+        summary.count_redone(len(enhancer.redone))
+        refined.save(folder / "refined.npz")
         done = kept["middle"]
         figure = picture.compare(
             volume.hu[middle],
@@ -159,12 +199,34 @@ def enhance_volume(
             extra=finish,
         )  # fmt: skip
         return summary
-    with whole_folder(out, overwrite=overwrite) as folder:
-        whole = np.stack([np.rint(hu).clip(-32768, 32767).astype(np.int16) for hu in pixels()])
-        enlarged = volume.with_pixels(whole)
+    with (
+        whole_folder(out, overwrite=overwrite) as folder,
+        _on_disk(volume, pixels(), enhancer.task.upscale, folder) as enlarged,
+    ):
         io.write(volume, enlarged, folder / f"enhanced{FORMATS[file_format]}")
         add_files(folder)
     return summary
+
+
+@contextmanager
+def _on_disk(
+    volume: Volume, slices: Iterable[NDArray[np.float32]], upscale: int, folder: Path
+) -> Iterator[Volume]:
+    """The enhanced volume, rounded to int16 and in a temporary file, not in memory."""
+    z, height, width = volume.shape
+    shape = z, height * upscale, width * upscale
+    slice_bytes = 2 * shape[1] * shape[2]
+    limits = np.iinfo(np.int16)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        for hu in slices:
+            file.write(np.rint(hu).clip(limits.min, limits.max).astype(np.int16).tobytes())
+
+        def read(z: int) -> NDArray[np.float32]:
+            file.seek(z * slice_bytes)
+            words = np.frombuffer(file.read(slice_bytes), dtype=np.int16)
+            return words.reshape(shape[1:]).astype(np.float32)
+
+        yield volume.with_pixels(SliceStack(shape, np.float32, read))
 
 
 def load_enhancer(
@@ -174,6 +236,8 @@ def load_enhancer(
     device: str,
     seed: int,
     settings: Sequence[str],
+    precision: Precision = "auto",
+    batch_size: int | None = None,
 ) -> Enhancer:
     """The model that a user means by ``--task`` and ``--weights``.
 
@@ -183,12 +247,21 @@ def load_enhancer(
         device: see ``choose_device``.
         seed: of the noise.
         settings: ``key=value`` changes to the task that the weights carry.
+        precision: see ``Enhancer``.
+        batch_size: see ``Enhancer``.
 
     Raises:
         MedQDMError: no such weights, or weights of another factor than the task's.
     """
     path = Path(weights) if weights else bundled_weights(task or "sr4")
-    enhancer = Enhancer(path, device=device, seed=seed, overrides=settings)
+    enhancer = Enhancer(
+        path,
+        device=device,
+        precision=precision,
+        seed=seed,
+        overrides=settings,
+        batch_size=batch_size,
+    )
     if weights and task and load_task(task).upscale != enhancer.task.upscale:
         raise MedQDMError(
             f"{path}: must be weights for task {task} (x{load_task(task).upscale}), got weights "
@@ -209,6 +282,8 @@ def enhance_series(  # noqa: PLR0913  (all by keyword but two)
     series_uid: str | None = None,
     slice_axis: int | None = None,
     settings: Sequence[str] = (),
+    precision: Precision = "auto",
+    batch_size: int | None = None,
     overwrite: bool = False,
     announce: Callable[[Enhancer, Volume], None] = lambda _enhancer, _volume: None,
     track: Track = lambda slices, _total: slices,
@@ -226,6 +301,8 @@ def enhance_series(  # noqa: PLR0913  (all by keyword but two)
         series_uid: SeriesInstanceUID, where the folder holds several series.
         slice_axis: array axis across slices, where a NIfTI, NRRD or MetaImage file does not tell.
         settings: ``key=value`` changes to the task that the weights carry.
+        precision: ``auto``, ``fp32`` or ``bf16``; see ``Enhancer``.
+        batch_size: tiles that the network gets at once; None: found, see ``Enhancer``.
         overwrite: replace an output folder that has files in it.
         announce: called once, with the loaded model and the volume, before the work begins.
         track: wraps the slices as they come, with their number, to show progress.
@@ -235,7 +312,15 @@ def enhance_series(  # noqa: PLR0913  (all by keyword but two)
     """
     check_output(Path(series), Path(out), overwrite=overwrite)
     volume = io.read(series, series=series_uid, slice_axis=slice_axis)
-    enhancer = load_enhancer(task, weights, device=device, seed=seed, settings=settings)
+    enhancer = load_enhancer(
+        task,
+        weights,
+        device=device,
+        seed=seed,
+        settings=settings,
+        precision=precision,
+        batch_size=batch_size,
+    )
     announce(enhancer, volume)
     return enhance_volume(
         enhancer, volume, Path(out), file_format=file_format, overwrite=overwrite, track=track
@@ -284,7 +369,13 @@ def run_record(
         "torch": torch.__version__,
         "python": platform.python_version(),
         "device": str(enhancer.device),
-        "precision": enhancer.precision,
+        "precision": {
+            "asked": enhancer.asked_precision,
+            "used": enhancer.precision,
+            "bf16_shift_hu": _rounded(enhancer.bf16_shift_hu),
+            "slices_redone_in_fp32": summary.redone,
+        },
+        "batch_size": enhancer.batch_size,
         "seed": enhancer.seed,
         "weights_sha256": enhancer.sha256,
         "task": enhancer.task.model_dump(mode="json", exclude={"training"}),
@@ -298,3 +389,8 @@ def run_record(
         "summary": summary.numbers(),
         "warnings": summary.warnings,
     }
+
+
+def _rounded(shift_hu: float | None) -> float | None:
+    """For JSON, which has no NaN."""
+    return None if shift_hu is None or math.isnan(shift_hu) else round(shift_hu, 4)

@@ -1,11 +1,17 @@
-"""Enhancer: a loaded model that super-resolves slices of any size, tile by tile."""
+"""Enhancer: a loaded model that super-resolves slices of any size, tile by tile.
+
+Tiles of all the slices of a volume have one shape and go through the network in batches, in order;
+the slices are read ahead and put together behind it by other threads.
+"""
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
+from itertools import islice
 from pathlib import Path
+from typing import NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -15,12 +21,18 @@ from torch.nn import functional
 
 from medqdm import checkpoint
 from medqdm.config import Precision, Task, override
-from medqdm.engine import Engine, autocast
+from medqdm.engine import Engine, Enhanced, autocast, is_bf16_fast
 from medqdm.errors import MedQDMError
+from medqdm.streaming import map_behind, prefetch
 from medqdm.tiling import Fusion, tile_starts
 from medqdm.volume import Volume
 
-TILES_PER_BATCH = {"cpu": 1, "cuda": 8}
+TILES_PER_BATCH = {"cpu": 1, "cuda": 8}  # until a GPU's free memory is known
+MOST_TILES = 64  # beyond, a larger batch only costs memory
+MEMORY_SHARE = 0.6  # of what is free: other tiles hold more detail than the measured one
+BF16_TOLERANCE_HU = 2.0  # mean absolute difference to fp32
+CHECK_LR_PX = 64  # side of the crop on which precision, speed and memory are measured
+SLICES_AHEAD = 2  # read before the network needs them
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,13 +78,25 @@ class Enhancer:
     Args:
         weights: a medqdm weights file.
         device: see ``choose_device``.
-        precision: ``auto`` is bf16 where the device multiplies it in hardware.
+        precision: ``fp32``, ``bf16``, or ``auto``: bf16 where the device multiplies it in hardware
+            and a check on the volume finds it within 2 HU of fp32.
         seed: of the noise; the noise of a slice depends on it and on the slice's index alone.
         overrides: ``key=value`` settings of the task that the weights carry.
+        batch_size: tiles that the network gets at once; None: one on a CPU, and on a GPU as many
+            as its free memory holds. Halved when memory runs out.
+
+    Attributes:
+        precision: the one in use, ``fp32`` or ``bf16``.
+        batch_size: the one in use.
+        bf16_shift_hu: mean absolute difference of bf16 and fp32 in HU that the check found on the
+            last volume, NaN if bf16 gave no finite result; None where nothing was checked.
+        redone: slices of the last volume that were not finite in bf16 and were done in fp32.
 
     Raises:
-        MedQDMError: the weights or the device do not fit.
+        MedQDMError: the weights, the device or a setting do not fit.
     """
+
+    bf16_shift_hu: float | None = None
 
     def __init__(
         self,
@@ -82,7 +106,12 @@ class Enhancer:
         precision: Precision = "auto",
         seed: int = 0,
         overrides: Sequence[str] = (),
+        batch_size: int | None = None,
     ) -> None:
+        if precision not in get_args(Precision):
+            raise MedQDMError(f"--precision: must be auto, fp32 or bf16, got {precision!r}")
+        if batch_size is not None and batch_size < 1:
+            raise MedQDMError(f"--batch-size: must be 1 tile or more, got {batch_size}")
         loaded = checkpoint.load(weights)
         if loaded.qdm is None:
             raise MedQDMError(
@@ -93,11 +122,22 @@ class Enhancer:
         self.record = loaded.record
         self.sha256 = loaded.sha256
         self.device = choose_device(device)
-        self.precision: Precision = precision
+        self.asked_precision: Precision = precision
+        self.precision: Precision = self._wanted_precision()
         self.seed = seed
+        self.batch_size = batch_size or TILES_PER_BATCH[self.device.type]
+        self.redone: set[int] = set()
+        self._finds_batch_size = batch_size is None and self.device.type == "cuda"
+        self._prepared: Volume | None = None
+        self._seconds_per_px = 0.0
         self.engine = Engine(self.task, loaded.autoencoder, loaded.qdm).to(self.device).eval()
         # the inputs of its convolutions are channels-last (Engine), so are their weights
         self.engine.autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def _wanted_precision(self) -> Precision:
+        if self.asked_precision == "auto":
+            return "bf16" if is_bf16_fast(self.device) else "fp32"
+        return self.asked_precision
 
     @property
     def trained_spacing_mm(self) -> tuple[float, float] | None:
@@ -117,16 +157,57 @@ class Enhancer:
                     f"{low:.3f} to {high:.3f} mm this model was trained on: "
                     "expect less detail, and check the result with care"
                 )
-        return found
+        return found + (self._precision_warnings() if self._prepared is volume else [])
+
+    def _precision_warnings(self) -> list[str]:
+        shift = self.bf16_shift_hu
+        if shift is None or shift <= BF16_TOLERANCE_HU:
+            return []
+        what = (
+            "gives no finite result" if math.isnan(shift) else f"is {shift:.2f} HU off on average"
+        )
+        then = "fp32 is used" if self.precision == "fp32" else "it is used as asked"
+        return [f"bf16 {what} on this series (at most {BF16_TOLERANCE_HU:g} HU are fine); {then}"]
+
+    def prepare(self, volume: Volume) -> None:
+        """Choose precision and batch size, and measure speed, on a crop of the volume's middle.
+
+        Args:
+            volume: the one to be enhanced next; a second call for it does nothing.
+
+        Raises:
+            MedQDMError: the crop does not fit into memory.
+        """
+        if self._prepared is volume:
+            return
+        self.precision, self.bf16_shift_hu, self.redone = self._wanted_precision(), None, set()
+        unit = self.task.lr_multiple
+        side = max(unit, min(CHECK_LR_PX, self.task.tile_lr_px) // unit * unit)
+        crop = _middle(volume.hu[len(volume.hu) // 2], side)
+        if self.precision == "bf16":
+            self._check_bf16(crop)  # these first calls also plan memory and kernels
+        else:
+            self._run_crop(crop, self.precision)
+        if self._finds_batch_size:
+            torch.cuda.reset_peak_memory_stats(self.device)
+            before = torch.cuda.memory_allocated(self.device)
+        timed = self._run_crop(crop, self.precision)
+        self._seconds_per_px = timed.seconds / timed.lr.numel()
+        if self._finds_batch_size:
+            peak = torch.cuda.max_memory_allocated(self.device) - before
+            self.batch_size = self._tiles_that_fit(peak / timed.lr.numel())
+        self._prepared = volume
 
     def slices(self, volume: Volume) -> Iterator[EnhancedSlice]:
         """Enhance slice by slice, in order.
 
         Raises:
-            MedQDMError: the network gave NaN even in float32.
+            MedQDMError: the network gave NaN even in float32, or one tile does not fit into memory.
         """
-        for z in range(len(volume.hu)):
-            yield self.enhance_slice(volume.hu[z], z)
+        self.prepare(volume)
+        with closing(prefetch(volume.hu, SLICES_AHEAD)) as images:
+            jobs = (_SliceJob(self.task, self.seed, z, hu) for z, hu in enumerate(images))
+            yield from map_behind(_SliceJob.finish, self._run(jobs), 1)
 
     def enhance_slice(self, hu: NDArray[np.float32], z: int = 0) -> EnhancedSlice:
         """Enhance one slice.
@@ -138,87 +219,194 @@ class Enhancer:
             hu: ``(y, x)`` in HU, any size.
             z: index of the slice, which its noise depends on.
         """
+        (job,) = self._run([_SliceJob(self.task, self.seed, z, hu)])
+        return job.finish()
+
+    def estimate_seconds(self, volume: Volume) -> float:
+        """Rough time for a volume, from the speed on its middle (see ``prepare``)."""
+        self.prepare(volume)
+        _, height, width = volume.shape
+        job = _SliceJob(self.task, self.seed, 0, np.zeros((height, width), dtype=np.float32))
+        px = len(job.corners) * math.prod(job.tile_shape)
+        return self._seconds_per_px * px * len(volume.hu)
+
+    def _run(self, jobs: "Iterable[_SliceJob]") -> "Iterator[_SliceJob]":
+        """The jobs with all their tiles done, each in fp32 if it was not finite in bf16."""
+        for job in self._complete(jobs, self.precision):
+            if job.is_finite:
+                yield job
+            else:
+                yield self._redo(job)
+
+    def _redo(self, job: "_SliceJob") -> "_SliceJob":
+        again = job
+        if self.precision != "fp32":
+            self.redone.add(job.z)
+            (again,) = self._complete([job.afresh()], "fp32")
+        if not again.is_finite:
+            raise MedQDMError(
+                f"slice {job.z + 1}: the network's output must be finite, got NaN in fp32 too; "
+                "the weights do not suit this input"
+            )
+        return again
+
+    def _complete(self, jobs: "Iterable[_SliceJob]", precision: Precision) -> "Iterator[_SliceJob]":
+        """Enhance the tiles of all jobs in batches; the jobs, in order, when their last is done."""
+        tiles = (_Tile(job, y, x) for job in jobs for y, x in job.corners)
+        waiting: list[_Tile] = []
+        while waiting := waiting + list(islice(tiles, max(0, self.batch_size - len(waiting)))):
+            group = waiting[: self.batch_size]
+            began = time.monotonic()
+            result = self._try(group, precision)
+            if result is None:
+                self._halve(group)
+                continue
+            waiting = waiting[len(group) :]
+            sr, refined = result.sr[:, 0].cpu(), result.refined.cpu()
+            seconds = (time.monotonic() - began) / len(group)
+            for k, tile in enumerate(group):
+                tile.job.add(tile, sr[k], refined[k], seconds)
+                if tile.job.is_complete:
+                    yield tile.job
+
+    def _try(self, group: "Sequence[_Tile]", precision: Precision) -> Enhanced | None:
+        """A batch through the network; None if memory ran out."""
+        lr = torch.stack([tile.lr for tile in group])[:, None].to(self.device)
+        try:
+            with autocast(self.device, precision):
+                return self.engine.enhance(
+                    lr, lambda k: torch.stack([tile.noise(k) for tile in group]).to(self.device)
+                )
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+        return None
+
+    def _halve(self, group: "Sequence[_Tile]") -> None:
+        if len(group) == 1:
+            height, width = group[0].job.tile_shape
+            raise MedQDMError(
+                f"slice {group[0].job.z + 1}: a tile of {width} x {height} pixels must fit into "
+                f"the memory of {self.device}, got out of memory; close other programs, or take a "
+                "smaller model"
+            )
+        self.batch_size = len(group) // 2
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _check_bf16(self, crop: NDArray[np.float32]) -> None:
+        precisions: tuple[Precision, ...] = ("fp32", "bf16")
+        found = [self._run_crop(crop, precision).finish().hu for precision in precisions]
+        self.bf16_shift_hu = float(np.abs(found[0] - found[1]).mean())
+        if self.asked_precision == "auto" and not self.bf16_shift_hu <= BF16_TOLERANCE_HU:
+            self.precision = "fp32"
+
+    def _run_crop(self, crop: NDArray[np.float32], precision: Precision) -> "_SliceJob":
+        (job,) = self._complete([_SliceJob(self.task, self.seed, 0, crop)], precision)
+        return job
+
+    def _tiles_that_fit(self, bytes_per_px: float) -> int:
+        """Tiles for which the GPU has memory, free or held by torch's own cache."""
+        free, _ = torch.cuda.mem_get_info(self.device)
+        free += torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        tiles = MEMORY_SHARE * free / (bytes_per_px * self.task.tile_lr_px**2)
+        return max(1, min(MOST_TILES, int(tiles)))
+
+
+class _SliceJob:
+    """A slice on its way through the network: its tiles, their noise, and what came back."""
+
+    def __init__(self, task: Task, seed: int, z: int, hu: NDArray[np.float32]) -> None:
         began = time.monotonic()
-        window = self.task.hu_window
-        sr, refined = self._super_resolve(torch.from_numpy(window.normalize(hu)), z)
-        outside = torch.from_numpy(hu - window.clip(hu))
-        out = window.denormalize(sr)
+        self.z = z
+        self.is_finite = True
+        self._task, self._seed, self._hu = task, seed, hu
+        normal = torch.from_numpy(task.hu_window.normalize(hu))
+        self.lr = _pad_to_multiple(normal, task.lr_multiple)
+        height, width = self.lr.shape
+        tile = task.tile_lr_px
+        stride = tile - tile // 8 // 2 * 2  # 112 of 128, and even: whole cells
+        self.tile_shape = min(tile, height), min(tile, width)
+        starts = [
+            tile_starts(length, side, min(stride, side))
+            for length, side in zip((height, width), self.tile_shape, strict=True)
+        ]
+        self.corners = [(y, x) for y in starts[0] for x in starts[1]]
+        self._missing = len(self.corners)
+        latent_channels = task.autoencoder.latent_channels
+        self._noise = SliceNoise(seed, z, (latent_channels, *self._to_latent(height, width)))
+        self._fusion = Fusion(height * task.upscale, width * task.upscale)
+        self._refined = torch.zeros(height // 2, width // 2, dtype=torch.bool)
+        self.seconds = time.monotonic() - began
+
+    def afresh(self) -> "_SliceJob":
+        """The same slice with nothing done."""
+        return _SliceJob(self._task, self._seed, self.z, self._hu)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all tiles came back."""
+        return self._missing == 0
+
+    def tile_noise(self, y: int, x: int, k: int) -> Tensor:
+        """Draw k for the tile whose first LR pixel is (y, x), (c, h', w') at latent size."""
+        (top, left), (height, width) = self._to_latent(y, x), self._to_latent(*self.tile_shape)
+        return self._noise.draw(k)[:, top : top + height, left : left + width]
+
+    def add(self, tile: "_Tile", sr: Tensor, refined: Tensor, seconds: float) -> None:
+        """Take a tile's result in.
+
+        Args:
+            tile: which.
+            sr: (h * upscale, w * upscale) in [-1, 1].
+            refined: (h / 2, w / 2) bool.
+            seconds: it took.
+        """
+        (y, x), (height, width) = (tile.y, tile.x), self.tile_shape
+        self.is_finite &= bool(torch.isfinite(sr).all())
+        self._fusion.add(sr, y * self._task.upscale, x * self._task.upscale)
+        area = (slice(y // 2, (y + height) // 2), slice(x // 2, (x + width) // 2))
+        self._refined[area] |= refined
+        self.seconds += seconds
+        self._missing -= 1
+
+    def finish(self) -> EnhancedSlice:
+        """The enhanced slice, once all tiles are there."""
+        began = time.monotonic()
+        window, upscale = self._task.hu_window, self._task.upscale
+        height, width = self._hu.shape
+        out = window.denormalize(self._fusion.result()[: height * upscale, : width * upscale])
+        outside = torch.from_numpy(self._hu - window.clip(self._hu))
         if outside.any():
             # bilinear: a bicubic would draw a dark ring around metal
             out += functional.interpolate(
                 outside[None, None], size=out.shape, mode="bilinear", align_corners=False
             )[0, 0]
-        return EnhancedSlice(z, out.numpy(), refined.numpy(), time.monotonic() - began)
+        refined = self._refined[: math.ceil(height / 2), : math.ceil(width / 2)]
+        seconds = self.seconds + time.monotonic() - began
+        return EnhancedSlice(self.z, out.numpy(), refined.numpy(), seconds)
 
-    def _super_resolve(self, lr: Tensor, z: int) -> tuple[Tensor, Tensor]:
-        """(y, x) in [-1, 1] -> (y * s, x * s) in [-1, 1] and the refined cells."""
-        attempts: tuple[Precision, ...] = (self.precision, "fp32")
-        for precision in attempts:
-            with autocast(self.device, precision):
-                sr, refined = self._fuse_tiles(lr, z)
-            if torch.isfinite(sr).all():
-                return sr, refined
-        raise MedQDMError(
-            f"slice {z + 1}: the network's output must be finite, got NaN in fp32 too; "
-            "the weights do not suit this input"
-        )
+    def _to_latent(self, y: int, x: int) -> tuple[int, int]:
+        upscale, compression = self._task.upscale, self._task.autoencoder.compression
+        return y * upscale // compression, x * upscale // compression
 
-    def _fuse_tiles(self, lr: Tensor, z: int) -> tuple[Tensor, Tensor]:
-        task = self.task
-        height, width = lr.shape
-        unit, tile = task.lr_multiple, task.tile_lr_px
-        padded = _pad_to_multiple(lr, unit)
-        tile_h, tile_w = min(tile, padded.shape[0]), min(tile, padded.shape[1])
-        stride = tile - tile // 8 // 2 * 2  # 112 of 128, and even: whole cells
-        corners = [
-            (y, x)
-            for y in tile_starts(padded.shape[0], tile_h, min(stride, tile_h))
-            for x in tile_starts(padded.shape[1], tile_w, min(stride, tile_w))
-        ]
-        canvas = SliceNoise(self.seed, z, self._latent_shape(padded.shape))
-        fusion = Fusion(padded.shape[0] * task.upscale, padded.shape[1] * task.upscale)
-        refined = torch.zeros(padded.shape[0] // 2, padded.shape[1] // 2, dtype=torch.bool)
-        batch = TILES_PER_BATCH[self.device.type]
-        for start in range(0, len(corners), batch):
-            group = corners[start : start + batch]
-            tiles = torch.stack([padded[y : y + tile_h, x : x + tile_w] for y, x in group])
-            noise = partial(self._tile_noise, canvas, group, (tile_h, tile_w))
-            result = self.engine.enhance(tiles[:, None].to(self.device), noise)
-            for (y, x), sr, cells in zip(group, result.sr, result.refined, strict=True):
-                fusion.add(sr[0], y * task.upscale, x * task.upscale)
-                area = (slice(y // 2, (y + tile_h) // 2), slice(x // 2, (x + tile_w) // 2))
-                refined[area] |= cells.cpu()
-        whole = fusion.result()[: height * task.upscale, : width * task.upscale]
-        return whole, refined[: math.ceil(height / 2), : math.ceil(width / 2)]
 
-    def _latent_shape(self, lr_shape: Sequence[int]) -> tuple[int, int, int]:
-        section = self.task.autoencoder
-        sides = [side * self.task.upscale // section.compression for side in lr_shape]
-        return section.latent_channels, sides[0], sides[1]
+class _Tile(NamedTuple):
+    """A tile of a slice, its first LR pixel at (y, x)."""
 
-    def _tile_noise(
-        self,
-        canvas: "SliceNoise",
-        corners: Sequence[tuple[int, int]],
-        size: tuple[int, int],
-        k: int,
-    ) -> Tensor:
-        _, h, w = self._latent_shape(size)
-        starts = [self._latent_shape(corner)[1:] for corner in corners]
-        noise = canvas.draw(k)
-        return torch.stack([noise[:, y : y + h, x : x + w] for y, x in starts]).to(self.device)
+    job: _SliceJob
+    y: int
+    x: int
 
-    def estimate_seconds(self, volume: Volume) -> float:
-        """Rough time for a volume: its middle slice's middle tile, timed, times all tiles."""
-        tile = self.task.tile_lr_px
-        _, height, width = volume.shape
-        y, x = max(0, (height - tile) // 2), max(0, (width - tile) // 2)
-        hu = volume.hu[len(volume.hu) // 2, y : y + tile, x : x + tile]
-        self.enhance_slice(hu)  # the first call also plans memory and kernels
-        seconds = self.enhance_slice(hu).seconds
-        stride = tile - tile // 8 // 2 * 2
-        tiles = len(tile_starts(height, tile, stride)) * len(tile_starts(width, tile, stride))
-        return seconds * tiles * len(volume.hu)
+    @property
+    def lr(self) -> Tensor:
+        """(h, w) in [-1, 1]."""
+        height, width = self.job.tile_shape
+        return self.job.lr[self.y : self.y + height, self.x : self.x + width]
+
+    def noise(self, k: int) -> Tensor:
+        """Draw k, (c, h', w') on the CPU."""
+        return self.job.tile_noise(self.y, self.x, k)
 
 
 class SliceNoise:
@@ -245,6 +433,17 @@ class SliceNoise:
             generator = torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
             self._draws[k] = torch.randn(self._shape, generator=generator)
         return self._draws[k]
+
+
+def _middle(image: NDArray[np.float32], side: int) -> NDArray[np.float32]:
+    """The square of ``side`` pixels in the middle of a slice, cut to the slice."""
+    y, x = (max(0, (length - side) // 2) for length in image.shape)
+    return image[y : y + side, x : x + side]
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """CUDA has an exception of its own; torch's CPU allocator says it in words."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _pad_to_multiple(image: Tensor, unit: int) -> Tensor:

@@ -5,15 +5,91 @@ positions are LPS millimetres (DICOM's axes: x to the patient's left, y to the b
 and mean the *centre* of a voxel. NIfTI's RAS is flipped at the border, in ``io/nifti.py`` alone.
 """
 
+import hashlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.lib.mixins import NDArrayOperatorsMixin
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from medqdm.errors import MedQDMError
 
 EDGE_TOLERANCE_MM = 1e-3  # outer edges may move by 1 um at the most
+
+Scalar = TypeVar("Scalar", bound=np.generic)
+
+
+class SliceStack(NDArrayOperatorsMixin, Generic[Scalar]):
+    """Slices that are read when they are asked for: memory does not grow with their number.
+
+    It stands where a ``(z, y, x)`` array may stand. ``stack[z]`` and iteration read a slice at a
+    time; ``np.asarray(stack)`` and arithmetic read them all.
+
+    Args:
+        shape: ``(z, y, x)``.
+        dtype: of the voxels.
+        read: index of a slice -> ``(y, x)`` of that dtype.
+        digests: a checksum of each slice, if they are known; see ``slice_digests``.
+
+    >>> stack = SliceStack((3, 2, 2), np.float32, lambda z: np.full((2, 2), z, np.float32))
+    >>> stack.shape, float(stack[2, 0, 0]), float(np.asarray(stack).max())
+    ((3, 2, 2), 2.0, 2.0)
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        dtype: type[Scalar],
+        read: Callable[[int], NDArray[Scalar]],
+        *,
+        digests: tuple[bytes, ...] | None = None,
+    ) -> None:
+        self.shape = shape
+        self.ndim = 3
+        self.dtype = np.dtype(dtype)
+        self.digests = digests
+        self._read = read
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator[NDArray[Scalar]]:
+        return (self[z] for z in range(len(self)))
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, tuple) and index and isinstance(index[0], int | np.integer):
+            return self[index[0]][index[1:]]
+        if not isinstance(index, int | np.integer):
+            return np.asarray(self)[index]
+        z = int(index) + (len(self) if index < 0 else 0)
+        if not 0 <= z < len(self):
+            raise IndexError(f"slice index must be 0 to {len(self) - 1}, got {index}")
+        return self._read(z)
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
+        if copy is False:
+            raise ValueError("a stack of slices must be read into a new array, got copy=False")
+        whole = np.empty(self.shape, self.dtype if dtype is None else dtype)
+        for z, image in enumerate(self):
+            whole[z] = image
+        return whole
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
+        arrays = (np.asarray(i) if isinstance(i, SliceStack) else i for i in inputs)
+        return getattr(ufunc, method)(*arrays, **options)
+
+
+HU = NDArray[np.float32] | SliceStack[np.float32]
+Mask = NDArray[np.bool_] | SliceStack[np.bool_]
+
+
+def slice_digests(hu: HU) -> tuple[bytes, ...]:
+    """SHA-256 of each slice's HU; a series read from DICOM knows them already."""
+    if isinstance(hu, SliceStack) and hu.digests is not None:
+        return hu.digests
+    return tuple(hashlib.sha256(np.ascontiguousarray(image).data).digest() for image in hu)
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,13 +119,14 @@ class Volume:
     uneven distances stay exact.
 
     Args:
-        hu: voxels ``(z, y, x)`` float32 in HU, finite.
+        hu: voxels ``(z, y, x)`` float32 in HU, finite: an array, or a ``SliceStack`` whose reader
+            vouches for finite values (DICOM series are read so).
         origins_mm: ``(z, 3)`` LPS position of the centre of voxel ``[k, 0, 0]`` of each slice.
         x_step_mm: ``(3,)`` LPS vector from a voxel to its neighbour in x (DICOM: row direction
             times column spacing).
         y_step_mm: ``(3,)`` LPS vector from a voxel to its neighbour in y.
-        padding: ``(z, y, x)`` bool, True where the scanner wrote padding instead of a measurement
-            (``hu`` holds a harmless filling there); None if there is none.
+        padding: ``(z, y, x)`` bool, array or ``SliceStack``, True where the scanner wrote padding
+            instead of a measurement (``hu`` holds a harmless filling there); None if there is none.
         source: headers and history of the file it came from.
 
     Raises:
@@ -60,22 +137,18 @@ class Volume:
     ((2, 4, 4), (0.7, 0.7))
     """
 
-    hu: NDArray[np.float32]
+    hu: HU
     origins_mm: NDArray[np.float64]
     x_step_mm: NDArray[np.float64]
     y_step_mm: NDArray[np.float64]
-    padding: NDArray[np.bool_] | None = None
+    padding: Mask | None = None
     source: Source = Source("array", "volume")
 
     def __post_init__(self) -> None:
         where = self.source.label
-        for name, dtype in (
-            ("hu", np.float32),
-            ("origins_mm", np.float64),
-            ("x_step_mm", np.float64),
-            ("y_step_mm", np.float64),
-        ):
-            object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=dtype))
+        object.__setattr__(self, "hu", _as_hu(self.hu))
+        for name in ("origins_mm", "x_step_mm", "y_step_mm"):
+            object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=np.float64))
         if self.hu.ndim != 3 or 0 in self.hu.shape:
             raise MedQDMError(
                 f"{where}: a volume must be (z, y, x) with voxels, got shape {self.hu.shape}"
@@ -93,12 +166,8 @@ class Volume:
                 f"{where}: pixel spacing must be above 0 mm, got {self.spacing_mm}; "
                 "the geometry in its header is damaged"
             )
-        bad = np.count_nonzero(~np.isfinite(self.hu))
-        if bad:
-            raise MedQDMError(
-                f"{where}: voxels must be finite HU, got {bad} NaN or infinite; "
-                "repair or mask them first"
-            )
+        if isinstance(self.hu, np.ndarray):
+            check_finite(self.hu, where=where)
         if self.padding is not None and self.padding.shape != self.hu.shape:
             raise MedQDMError(
                 f"{where}: the padding mask must have shape {self.hu.shape}, "
@@ -183,7 +252,7 @@ class Volume:
         position: NDArray[np.float64] = self.origins_mm[z] + y * self.y_step_mm
         return position + x * self.x_step_mm
 
-    def with_pixels(self, hu: ArrayLike, padding: NDArray[np.bool_] | None = None) -> "Volume":
+    def with_pixels(self, hu: ArrayLike | HU, padding: Mask | None = None) -> "Volume":
         """The same slices sampled on another in-plane grid that covers the same area.
 
         The step vectors shrink by the ratio of the matrix sizes and the origins move so that the
@@ -193,7 +262,7 @@ class Volume:
             hu: ``(z, y', x')`` in HU, as many slices as now.
             padding: ``(z, y', x')`` bool or None.
         """
-        hu = np.asarray(hu, dtype=np.float32)
+        hu = _as_hu(hu)
         if hu.ndim != 3 or len(hu) != len(self.hu):
             raise MedQDMError(
                 f"{self.source.label}: new pixels must keep {len(self.hu)} slices, "
@@ -208,6 +277,28 @@ class Volume:
             origins_mm=self.origins_mm + shift,
             x_step_mm=self.x_step_mm * ratio_x,
             y_step_mm=self.y_step_mm * ratio_y,
+        )
+
+
+def _as_hu(hu: ArrayLike | HU) -> HU:
+    return hu if isinstance(hu, SliceStack) else np.asarray(hu, dtype=np.float32)
+
+
+def check_finite(hu: NDArray[np.float32], *, where: str) -> None:
+    """Refuse voxels that are no numbers.
+
+    Args:
+        hu: any shape, in HU.
+        where: what the message calls them.
+
+    Raises:
+        MedQDMError: a value is NaN or infinite.
+    """
+    bad = np.count_nonzero(~np.isfinite(hu))
+    if bad:
+        raise MedQDMError(
+            f"{where}: voxels must be finite HU, got {bad} NaN or infinite; "
+            "repair or mask them first"
         )
 
 

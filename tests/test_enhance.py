@@ -1,4 +1,5 @@
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,13 @@ from medqdm import checkpoint, io, metrics
 from medqdm.config import load_task
 from medqdm.degrade import degrade, draw
 from medqdm.engine import Enhanced
-from medqdm.enhance import Summary, bundled_weights, enhance_series, enhance_volume
+from medqdm.enhance import (
+    RefinedCells,
+    Summary,
+    bundled_weights,
+    enhance_series,
+    enhance_volume,
+)
 from medqdm.enhancer import EnhancedSlice, Enhancer, SliceNoise, choose_device
 from medqdm.errors import MedQDMError
 from medqdm.picture import upsample_bicubic
@@ -28,8 +35,10 @@ def enhancer(weights: Path) -> Enhancer:
 def bicubic(enhancer: Enhancer, monkeypatch: pytest.MonkeyPatch) -> Enhancer:
     """An enhancer whose network is the identity: what remains is the pipeline's own doing."""
 
-    def enhance(lr: torch.Tensor, _noise: object) -> Enhanced:
-        return Enhanced(enhancer.engine.upsample(lr), enhancer.engine.quadtree(lr).refined)
+    real = enhancer.engine.enhance
+
+    def enhance(lr: torch.Tensor, noise: object) -> Enhanced:
+        return real(lr, noise)._replace(sr=enhancer.engine.upsample(lr))
 
     monkeypatch.setattr(enhancer.engine, "enhance", enhance)
     return enhancer
@@ -155,24 +164,205 @@ def test_spacing_outside_the_training_range_warns_with_both_numbers(enhancer: En
     assert not enhancer.warnings(Volume.from_spacing(np.zeros((1, 16, 16)), (2, 0.7, 0.7)))
 
 
-def test_nan_is_tried_again_in_fp32_and_then_refused(
-    enhancer: Enhancer, monkeypatch, tmp_path
-) -> None:
-    calls = []
+@pytest.fixture
+def drawing(enhancer: Enhancer) -> Enhancer:
+    """An enhancer whose network is random, so that noise and neighbours show in its output."""
+    torch.manual_seed(0)
+    for parameter in enhancer.engine.qdm.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return enhancer
 
-    def broken(lr: torch.Tensor, _noise: object) -> Enhanced:
-        calls.append(torch.is_autocast_enabled("cpu"))
-        sr = enhancer.engine.upsample(lr) * (float("nan") if len(calls) != 2 else 1)
-        return Enhanced(sr, enhancer.engine.quadtree(lr).refined)
 
-    monkeypatch.setattr(enhancer.engine, "enhance", broken)
-    enhancer.precision = "bf16"
-    assert np.isfinite(enhancer.enhance_slice(np.zeros((16, 16), dtype=np.float32)).hu).all()
-    assert calls == [True, False]
+@pytest.fixture
+def nine_tiles() -> Volume:
+    """Three slices of three tiles each."""
+    hu = np.random.default_rng(0).normal(0, 300, (3, 16, 24))
+    return Volume.from_spacing(hu, (2, 0.7, 0.7))
+
+
+def watch(enhancer: Enhancer, monkeypatch: pytest.MonkeyPatch, most: int = 99) -> list[int]:
+    """The sizes of the batches from now on; larger ones than ``most`` run out of memory."""
+    sizes: list[int] = []
+    real = enhancer.engine.enhance
+
+    def enhance(lr: torch.Tensor, noise: object) -> Enhanced:
+        sizes.append(len(lr))
+        if len(lr) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return real(lr, noise)
+
+    monkeypatch.setattr(enhancer.engine, "enhance", enhance)
+    return sizes
+
+
+def test_slices_do_not_depend_on_the_batch_size(drawing, nine_tiles, monkeypatch) -> None:
+    drawing.prepare(nine_tiles)
+    expected = list(drawing.slices(nine_tiles))
+    drawing.seed = 1
+    assert np.abs(drawing.enhance_slice(nine_tiles.hu[1], 1).hu - expected[1].hu).max() > 1
+    drawing.seed = 0
+    sizes = watch(drawing, monkeypatch)
+    for batch_size, batches in ((4, [4, 4, 1]), (6, [6, 3]), (9, [9])):
+        drawing.batch_size = batch_size
+        sizes.clear()
+        found = list(drawing.slices(nine_tiles))
+        assert sizes == batches
+        assert [done.z for done in found] == [0, 1, 2]
+        for one, other in zip(expected, found, strict=True):
+            np.testing.assert_allclose(one.hu, other.hu, rtol=1e-4, atol=1e-4 * 1000)
+            np.testing.assert_array_equal(one.refined, other.refined)
+
+
+def test_batches_are_halved_when_memory_runs_out(drawing, nine_tiles, monkeypatch) -> None:
+    expected = list(drawing.slices(nine_tiles))
+    sizes = watch(drawing, monkeypatch, most=2)
+    drawing.batch_size = 5
+    found = list(drawing.slices(nine_tiles))
+    assert sizes == [5, 2, 2, 2, 2, 1]
+    assert drawing.batch_size == 2
+    for one, other in zip(expected, found, strict=True):
+        np.testing.assert_allclose(one.hu, other.hu, rtol=1e-4, atol=1e-4 * 1000)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+    ],
+)
+def test_one_tile_that_does_not_fit_is_told(enhancer, monkeypatch, tmp_path, error) -> None:
+    def full(_lr: torch.Tensor, _noise: object) -> Enhanced:
+        raise error
+
+    monkeypatch.setattr(enhancer.engine, "enhance", full)
     volume = Volume.from_spacing(np.zeros((1, 16, 16)), (2, 0.7, 0.7))
-    with pytest.raises(MedQDMError, match="slice 1: the network's output must be finite"):
+    with pytest.raises(MedQDMError, match="a tile of 16 x 16 pixels must fit into the memory of"):
         enhance_volume(enhancer, volume, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_other_errors_of_the_network_are_bugs(enhancer, monkeypatch) -> None:
+    def broken(_lr: torch.Tensor, _noise: object) -> Enhanced:
+        raise RuntimeError("shapes cannot be multiplied")
+
+    monkeypatch.setattr(enhancer.engine, "enhance", broken)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        enhancer.enhance_slice(np.zeros((16, 16), dtype=np.float32))
+
+
+def shift_bf16(enhancer: Enhancer, monkeypatch: pytest.MonkeyPatch, shift_hu: float) -> None:
+    """A network that is the identity in fp32 and ``shift_hu`` beside it in bf16."""
+    unit, real = enhancer.task.hu_window.hu_per_unit, enhancer.engine.enhance
+
+    def enhance(lr: torch.Tensor, noise: object) -> Enhanced:
+        shift = shift_hu / unit if torch.is_autocast_enabled("cpu") else 0.0
+        return real(lr, noise)._replace(sr=enhancer.engine.upsample(lr) + shift)
+
+    monkeypatch.setattr(enhancer.engine, "enhance", enhance)
+
+
+@pytest.mark.parametrize(
+    ("asked", "shift_hu", "used", "warning"),
+    [
+        ("auto", 1.5, "bf16", None),
+        ("auto", 3.0, "fp32", "bf16 is 3.00 HU off on average on this series"),
+        ("auto", math.nan, "fp32", "bf16 gives no finite result on this series"),
+        ("bf16", 3.0, "bf16", "it is used as asked"),
+        ("fp32", 3.0, "fp32", None),
+    ],
+)
+def test_bf16_is_checked_in_hu(
+    weights, monkeypatch, tmp_path, asked, shift_hu, used, warning
+) -> None:
+    monkeypatch.setattr("medqdm.enhancer.is_bf16_fast", lambda _device: True)
+    enhancer = Enhancer(weights, device="cpu", precision=asked)
+    shift_bf16(enhancer, monkeypatch, shift_hu)
+    volume = Volume.from_spacing(np.zeros((2, 16, 16)), (2, 0.7, 0.7))
+    summary = enhance_volume(enhancer, volume, tmp_path / "out")
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    shift = None if asked == "fp32" or math.isnan(shift_hu) else pytest.approx(shift_hu, abs=1e-3)
+    assert run["precision"] == {
+        "asked": asked, "used": used, "bf16_shift_hu": shift, "slices_redone_in_fp32": 0,
+    }  # fmt: skip
+    assert run["batch_size"] == 1
+    assert run["warnings"] == summary.warnings
+    assert len(summary.warnings) == bool(warning)
+    assert warning is None or warning in summary.warnings[0]
+    written = io.read(tmp_path / "out").hu
+    assert written[0].mean() == pytest.approx(round(shift_hu) if used == "bf16" else 0, abs=0.51)
+
+
+def test_the_check_uses_the_middle_of_the_volume(enhancer, monkeypatch) -> None:
+    seen = []
+    real = enhancer.engine.enhance
+
+    def spy(lr: torch.Tensor, noise: object) -> Enhanced:
+        seen.append(lr)
+        return real(lr, noise)
+
+    monkeypatch.setattr(enhancer.engine, "enhance", spy)
+    hu = np.zeros((3, 48, 64), dtype=np.float32)
+    hu[1, 16:32, 24:40] = 100
+    volume = Volume.from_spacing(hu, (2, 0.7, 0.7))
+    assert enhancer.estimate_seconds(volume) > 0
+    assert [lr.shape for lr in seen] == [(1, 1, 16, 16)] * 2
+    assert all((lr == lr[0, 0, 0, 0]).all() and lr[0, 0, 0, 0] > 0 for lr in seen)
+    enhancer.prepare(volume)
+    assert len(seen) == 2  # once a volume
+
+
+def test_overflow_of_bf16_is_done_again_in_fp32(enhancer, monkeypatch, tmp_path) -> None:
+    """Only in the slices where it happens, with one warning."""
+
+    real = enhancer.engine.enhance
+
+    def enhance(lr: torch.Tensor, noise: object) -> Enhanced:
+        sr = enhancer.engine.upsample(lr)
+        if torch.is_autocast_enabled("cpu"):
+            sr = torch.where(sr > 0.5, float("nan"), sr)
+        return real(lr, noise)._replace(sr=sr)
+
+    monkeypatch.setattr(enhancer.engine, "enhance", enhance)
+    enhancer.asked_precision = "bf16"
+    hu = np.zeros((5, 16, 24), dtype=np.float32)
+    hu[1], hu[4, :, 20:] = 900, 900
+    volume = Volume.from_spacing(hu, (2, 0.7, 0.7))
+    summary = enhance_volume(enhancer, volume, tmp_path / "out")
+    assert summary.warnings == ["2 slice(s) overflowed in bf16 and were done in fp32"]
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert run["precision"]["slices_redone_in_fp32"] == 2
+    assert run["summary"]["slices"] == 5
+    np.testing.assert_allclose(io.read(tmp_path / "out").hu[1], 900, atol=0.51)
+
+
+def test_nan_in_fp32_is_refused(enhancer: Enhancer, monkeypatch, tmp_path) -> None:
+    real = enhancer.engine.decode
+    monkeypatch.setattr(enhancer.engine, "decode", lambda *latents: real(*latents) * float("nan"))
+    volume = Volume.from_spacing(np.zeros((1, 16, 16)), (2, 0.7, 0.7))
+    for precision in ("fp32", "bf16"):
+        enhancer.asked_precision = precision
+        with pytest.raises(MedQDMError, match="slice 1: the network's output must be finite"):
+            enhance_volume(enhancer, volume, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_settings_that_cannot_be_are_refused(weights: Path) -> None:
+    with pytest.raises(MedQDMError, match="--precision: must be auto, fp32 or bf16, got 'fp16'"):
+        Enhancer(weights, device="cpu", precision="fp16")
+    with pytest.raises(MedQDMError, match="--batch-size: must be 1 tile or more, got 0"):
+        Enhancer(weights, device="cpu", batch_size=0)
+
+
+def test_refined_cells_are_kept_bit_by_bit(tmp_path) -> None:
+    cells = np.random.default_rng(0).random((4, 5, 7)) < 0.5
+    kept = RefinedCells()
+    for refined in cells:
+        kept.add(refined)
+    kept.save(tmp_path / "refined.npz")
+    with np.load(tmp_path / "refined.npz") as arrays:
+        np.testing.assert_array_equal(arrays["refined"], cells)
+        assert arrays["refined"].dtype == bool
 
 
 def test_output_folder_must_be_free_and_apart(weights: Path, ct_series, tmp_path) -> None:

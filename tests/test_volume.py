@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medqdm.errors import MedQDMError
-from medqdm.volume import Volume, check_same_edges
+from medqdm.volume import SliceStack, Volume, check_same_edges, slice_digests
 
 
 def oblique(shape: tuple[int, int, int] = (3, 8, 6)) -> Volume:
@@ -89,3 +89,47 @@ def test_damaged_volumes_are_refused(change: dict[str, np.ndarray], message: str
 def test_new_pixels_must_keep_the_slices() -> None:
     with pytest.raises(MedQDMError, match="must keep 3 slices"):
         oblique().with_pixels(np.zeros((2, 8, 6)))
+
+
+@pytest.fixture
+def stack() -> tuple[SliceStack, np.ndarray, list[int]]:
+    """A stack, the same as an array, and which slices were read."""
+    whole = np.arange(60, dtype=np.float32).reshape(3, 4, 5)
+    reads: list[int] = []
+
+    def read(z: int) -> np.ndarray:
+        reads.append(z)
+        return whole[z].copy()
+
+    return SliceStack((3, 4, 5), np.float32, read), whole, reads
+
+
+def test_a_stack_reads_only_what_is_asked_for(stack) -> None:
+    lazy, whole, reads = stack
+    np.testing.assert_array_equal(lazy[1], whole[1])
+    np.testing.assert_array_equal(lazy[-1, 1:3, 2], whole[-1, 1:3, 2])
+    assert reads == [1, 2]
+    assert (len(lazy), lazy.shape, lazy.ndim, lazy.dtype) == (3, (3, 4, 5), 3, np.float32)
+    with pytest.raises(IndexError, match="0 to 2, got 3"):
+        lazy[3]
+
+
+def test_a_stack_stands_for_an_array(stack) -> None:
+    lazy, whole, _ = stack
+    np.testing.assert_array_equal(np.asarray(lazy), whole)
+    np.testing.assert_array_equal(list(lazy), whole)
+    np.testing.assert_array_equal(lazy[:, ::2], whole[:, ::2])
+    np.testing.assert_array_equal(lazy == 7, whole == 7)
+    np.testing.assert_array_equal(1 - lazy, 1 - whole)
+    with pytest.raises(ValueError, match="got copy=False"):
+        np.asarray(lazy, copy=False)
+    assert slice_digests(lazy) == slice_digests(whole)
+
+
+def test_a_volume_of_a_stack_reads_nothing(stack) -> None:
+    lazy, _, reads = stack
+    volume = Volume(lazy, np.arange(9.0).reshape(3, 3), np.array([1, 0, 0]), np.array([0, 1, 0]))
+    larger = volume.with_pixels(SliceStack((3, 8, 10), np.float32, lazy._read))
+    assert larger.shape == (3, 8, 10)
+    np.testing.assert_allclose(larger.corners_mm(), volume.corners_mm())
+    assert reads == []

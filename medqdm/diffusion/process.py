@@ -65,7 +65,7 @@ class Process:
         *,
         t: Index,
         s: Index,
-        gamma: float,
+        gamma: float | Float[Tensor, "b 1 h w"],
         noise: Latent,
         refined: Refined | None = None,
     ) -> Latent:
@@ -78,6 +78,8 @@ class Process:
 
         gamma = 1 is the posterior q(z_s | z_t, z_0) of the jump (for neighbours: the ancestral
         step), gamma = 0 is deterministic. Unrefined regions stay at z_lr, and end at z_0.
+        gamma may be a map. Regions that keep their prediction, with gamma = 0, keep their e, and
+        so have the marginal of each index they pass.
         """
         eta_t, eta_s = self._at(t, z_t), self._at(s, z_t)
         kappa = self.schedule.kappa

@@ -1,6 +1,7 @@
 """Quadtree: which regions of an LR image hold detail, and on how many scales."""
 
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -116,6 +117,26 @@ class Quadtree:
                 stack += [(level - 1, 2 * y + j, 2 * x + i) for j in (0, 1) for i in (0, 1)]
             else:
                 yield y * side, x * side, side
+
+
+def steady(refined: Bool[Tensor, "z h w"], pick: Literal["max", "median"]) -> Bool[Tensor, "z h w"]:
+    """Refined cells that do not flicker from slice to slice.
+
+    Args:
+        refined: the cells of neighbouring slices, in order.
+        pick: what a cell takes of its own slice and the two beside it: ``max``: it is refined if
+            any of the three is, ``median``: if two are, which loses detail of one slice alone.
+            Beyond the ends the last slice is repeated.
+
+    >>> cells = torch.tensor([1, 1, 0, 0, 0, 1, 0]).bool().reshape(7, 1, 1)
+    >>> steady(cells, "max").flatten().int().tolist()
+    [1, 1, 1, 0, 1, 1, 1]
+    >>> steady(cells, "median").flatten().int().tolist()
+    [1, 1, 0, 0, 0, 0, 0]
+    """
+    wide = torch.cat([refined[:1], refined, refined[-1:]]).int()
+    votes = wide[:-2] + wide[1:-1] + wide[2:]
+    return votes >= (1 if pick == "max" else 2)
 
 
 def noise_deviation(lr: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:

@@ -5,6 +5,9 @@ other two, the first becomes x and the second y. Nothing is flipped, so that the
 the input's.
 """
 
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -83,8 +86,27 @@ def to_volume(lattice: Lattice, axis: int, *, source: Source) -> Volume:
     )
 
 
-def to_lattice(source: Volume, volume: Volume) -> Lattice:
-    """The way back: voxels of ``volume`` rounded to int16 on the axes of ``source``'s file.
+class Place(NamedTuple):
+    """Where the voxels of a file lie.
+
+    Args:
+        shape: ``(i, j, k)`` voxels.
+        affine: ``(4, 4)`` LPS mm.
+    """
+
+    shape: tuple[int, int, int]
+    affine: NDArray[np.float64]
+
+    def corners_mm(self) -> NDArray[np.float64]:
+        """``(1, 8, 3)`` outer corners: what must not move when a lattice is resampled."""
+        index = np.array(np.meshgrid(*[(-0.5, n - 0.5) for n in self.shape], indexing="ij"))
+        points = index.reshape(3, 8).T
+        corners: NDArray[np.float64] = points @ self.affine[:3, :3].T + self.affine[:3, 3]
+        return corners[None]
+
+
+def place(source: Volume, volume: Volume) -> Place:
+    """The way back: where the slices of ``volume`` lie on the axes of ``source``'s file.
 
     Args:
         source: the volume as it was read, of any kind; a DICOM series becomes ``(x, y, z)``.
@@ -93,33 +115,51 @@ def to_lattice(source: Volume, volume: Volume) -> Lattice:
     Raises:
         MedQDMError: the slices are unevenly spaced.
     """
-    own = source.source.headers if source.source.kind in ("nifti", "itk") else {}
-    axis = own.get("slice_axis", 2)
+    axis = _slice_axis(source)
+    own = source.source.headers
     affine = volume.affine
-    if len(volume.hu) == 1 and "slice_step_mm" in own:
+    if len(volume.hu) == 1 and isinstance(own, dict) and "slice_step_mm" in own:
         affine[:3, 2] = own["slice_step_mm"]
     y, x = _in_plane(axis)
     columns = np.empty((3, 3))
     columns[x], columns[y], columns[axis] = affine[:3, :3].T
     placed = np.eye(4)
     placed[:3, :3], placed[:3, 3] = columns.T, affine[:3, 3]
-    voxels = _with_padding(source, volume)
-    limits = np.iinfo(np.int16)
-    voxels = np.rint(voxels).clip(limits.min, limits.max).astype(np.int16)
-    return Lattice(voxels.transpose(np.argsort((axis, y, x))), placed)
+    i, j, k = (volume.shape[a] for a in np.argsort((axis, y, x)))
+    return Place((i, j, k), placed)
 
 
-def corners_mm(lattice: Lattice) -> NDArray[np.float64]:
-    """``(1, 8, 3)`` outer corners of a lattice: what must not move when it is resampled."""
-    index = np.array(np.meshgrid(*[(-0.5, n - 0.5) for n in lattice.voxels.shape], indexing="ij"))
-    points = index.reshape(3, 8).T
-    corners: NDArray[np.float64] = points @ lattice.affine[:3, :3].T + lattice.affine[:3, 3]
-    return corners[None]
+def planes(source: Volume, volume: Volume, *, scratch: Path) -> Iterator[NDArray[np.int16]]:
+    """Voxels rounded to int16, padding put back, as a file holds them: plane after plane of k.
+
+    Memory does not grow with the number of slices.
+
+    Args:
+        source: as in ``place``.
+        volume: as in ``place``.
+        scratch: a folder for a temporary file, used if the slices do not lie along k.
+
+    Yields:
+        ``(j, i)`` of one k.
+    """
+    stored = (_stored(source, image, z) for z, image in enumerate(volume.hu))
+    axis = _slice_axis(source)
+    if axis == 2:
+        yield from stored
+        return
+    with tempfile.TemporaryFile(dir=scratch) as file:
+        for image in stored:
+            file.write(image.tobytes())
+        file.flush()
+        voxels = np.memmap(file, np.int16, "r", shape=volume.shape)
+        y, x = _in_plane(axis)
+        for plane in voxels.transpose(np.argsort((axis, y, x))).transpose():
+            yield np.ascontiguousarray(plane)
 
 
-def lattice_corners_mm(source: Volume) -> NDArray[np.float64]:
-    """``(1, 8, 3)`` outer corners of the file that ``source`` is or would be."""
-    return corners_mm(to_lattice(source, source))
+def _slice_axis(source: Volume) -> int:
+    own = source.source.headers if source.source.kind in ("nifti", "itk") else {}
+    return int(own.get("slice_axis", 2))
 
 
 def value_warnings(hu: NDArray[np.float32]) -> tuple[str, ...]:
@@ -148,12 +188,14 @@ def _take_padding_out(hu: NDArray[np.float32]) -> tuple[NDArray[np.bool_] | None
     return (None, None) if code is None else (padding, code)
 
 
-def _with_padding(source: Volume, volume: Volume) -> NDArray[np.float32]:
-    if source.padding is None:
-        return volume.hu
-    ratio = volume.hu.shape[1] // source.hu.shape[1], volume.hu.shape[2] // source.hu.shape[2]
-    mask = source.padding.repeat(ratio[0], axis=1).repeat(ratio[1], axis=2)
-    return np.where(mask, np.float32(_padding_hu(source)), volume.hu)
+def _stored(source: Volume, image: NDArray[np.float32], z: int) -> NDArray[np.int16]:
+    """A slice as the file holds it: int16, with the padding of the source's slice z."""
+    if source.padding is not None:
+        y, x = (new // old for new, old in zip(image.shape, source.shape[1:], strict=True))
+        mask = source.padding[z].repeat(y, axis=0).repeat(x, axis=1)
+        image = np.where(mask, np.float32(_padding_hu(source)), image)
+    limits = np.iinfo(np.int16)
+    return np.rint(image).clip(limits.min, limits.max).astype(np.int16)
 
 
 def _padding_hu(source: Volume) -> float:

@@ -1,7 +1,15 @@
-"""DICOM reading: one CT series of a folder to a volume, odd ones refused or put right aloud."""
+"""DICOM reading: one CT series of a folder to a volume, odd ones refused or put right aloud.
 
+Every slice is decoded once before anything else is done with the series, which finds the bad ones,
+and again when it is asked for; only headers and checksums are kept in between.
+"""
+
+import hashlib
 from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,10 +18,11 @@ from pydicom import Dataset
 from medqdm.errors import MedQDMError
 from medqdm.io.dicom_pixels import Pixels, to_hu
 from medqdm.io.dicom_scan import Scan, Slice, read_whole, scan, tolerant
-from medqdm.volume import Source, Volume
+from medqdm.volume import SliceStack, Source, Volume, check_finite
 
 ORIENTATION_TOLERANCE = 1e-4  # of direction cosines
 POSITION_TOLERANCE_MM = 1e-3
+_KEPT_SLICES = 8  # decoded, for those who ask for HU and padding of the same slice in turn
 _GEOMETRY = {
     "ImageOrientationPatient": 6,
     "ImagePositionPatient": 3,
@@ -46,25 +55,43 @@ def read_dicom(path: Path, *, series: str | None = None) -> Volume:
     label = f"series {uid}"
     with tolerant():
         slices, warnings = arrange(found.series[uid], label=label)
-        pixels = [_read_pixels(item) for item in slices]
-        headers = tuple(item.header for item in slices)
-        warnings += _pixel_warnings(headers, pixels)
-    padding = np.stack([p.padding for p in pixels])
+        checked = [_check_pixels(item) for item in slices]
+    headers = tuple(item.header for item in slices)
+    warnings += _pixel_warnings(headers, sum(slice_.is_silent for slice_ in checked))
+    digests = tuple(slice_.digest for slice_ in checked)
+    decode = _decoder([item.path for item in slices], digests)
+    shape = (len(slices), int(headers[0].Rows), int(headers[0].Columns))
     x_step, y_step = _steps(headers[0])
+    padding = SliceStack(shape, np.bool_, lambda z: decode(z).padding.copy())
     return Volume(
-        hu=np.stack([p.hu for p in pixels]),
+        hu=SliceStack(shape, np.float32, lambda z: decode(z).hu.copy(), digests=digests),
         origins_mm=np.array([h.ImagePositionPatient for h in headers], dtype=np.float64),
         x_step_mm=x_step,
         y_step_mm=y_step,
-        padding=padding if padding.any() else None,
+        padding=padding if any(slice_.is_padded for slice_ in checked) else None,
         source=Source("dicom", path.name or str(path), headers, tuple(warnings)),
     )
 
 
-def _read_pixels(item: Slice) -> Pixels:
-    """HU of a slice; its header is told what only the pixels show: padding and loss."""
+class _Checked(NamedTuple):
+    """What is kept of a slice's pixels: a checksum, and whether there is padding, declared or not.
+
+    Args:
+        digest: SHA-256 of the HU.
+        is_padded: whether it holds padding.
+        is_silent: whether it holds padding that its header did not declare.
+    """
+
+    digest: bytes
+    is_padded: bool
+    is_silent: bool
+
+
+def _check_pixels(item: Slice) -> _Checked:
+    """Decode a slice once; its header is told what only the pixels show: padding and loss."""
     dataset = read_whole(item.path)
     pixels = to_hu(dataset, where=item.path.name)
+    check_finite(pixels.hu, where=item.path.name)
     if pixels.undeclared is not None and "PixelPaddingValue" not in item.header:
         vr = "SS" if dataset.PixelRepresentation else "US"
         item.header.add_new("PixelPaddingValue", vr, pixels.undeclared)
@@ -74,7 +101,28 @@ def _read_pixels(item: Slice) -> Pixels:
         item.header.LossyImageCompression = "01"
         item.header.LossyImageCompressionRatio = f"{ratio:.3f}"
         item.header.LossyImageCompressionMethod = method
-    return pixels
+    return _Checked(_digest(pixels), bool(pixels.padding.any()), pixels.undeclared is not None)
+
+
+def _decoder(files: Sequence[Path], digests: Sequence[bytes]) -> Callable[[int], Pixels]:
+    """A function that decodes slice z again and refuses another content than the checked one."""
+
+    @lru_cache(maxsize=_KEPT_SLICES)
+    def decode(z: int) -> Pixels:
+        with tolerant():
+            pixels = to_hu(read_whole(files[z]), where=files[z].name)
+        if _digest(pixels) != digests[z]:
+            raise MedQDMError(
+                f"{files[z].name}: a CT file must not change while its series is in use, got other "
+                "pixels than before; start again when the series is complete"
+            )
+        return pixels
+
+    return decode
+
+
+def _digest(pixels: Pixels) -> bytes:
+    return hashlib.sha256(np.ascontiguousarray(pixels.hu).data).digest()
 
 
 def _choose(found: Scan, series: str | None, *, where: str) -> str:
@@ -267,13 +315,12 @@ def _steps(header: Dataset) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return axes[:3] * spacing_x, axes[3:] * spacing_y
 
 
-def _pixel_warnings(headers: tuple[Dataset, ...], pixels: list[Pixels]) -> list[str]:
+def _pixel_warnings(headers: tuple[Dataset, ...], silent: int) -> list[str]:
     warnings = []
     if any(h.get("LossyImageCompression") == "01" for h in headers):
         warnings.append("pixels were compressed with loss; artefacts may be sharpened")
     if any(str(h.get("BurnedInAnnotation", "")).upper() == "YES" for h in headers):
         warnings.append("text is burned into the image and will be redrawn")
-    silent = sum(p.undeclared is not None for p in pixels)
     if silent:
         warnings.append(f"{silent} slice(s) with padding that their header does not declare")
     return warnings

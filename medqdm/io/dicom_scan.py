@@ -1,6 +1,7 @@
 """Scan: which CT slices lie in a folder tree, found by content, and what else lies there."""
 
 import os
+import threading
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
@@ -25,6 +26,7 @@ from medqdm.io.formats import ITK_ENDINGS, NIFTI_ENDINGS, has_ending
 
 _ENHANCED = {EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage}
 _NO_PREAMBLE = (b"\x02\x00", b"\x08\x00", b"\x00\x08")  # group 0002 or 0008 comes first
+_TOLERANCE = threading.RLock()  # what tolerant() changes belongs to the whole process
 _BROKEN = (InvalidDicomError, EOFError, ValueError, KeyError, AttributeError, NotImplementedError)
 
 
@@ -63,9 +65,10 @@ class Scan:
 def tolerant() -> Iterator[None]:
     """Read values as they are: a slice is judged by what medqdm needs, not by every tag in it.
 
-    pydicom's own warnings are muted because they quote values, which may name a patient.
+    pydicom's own warnings are muted because they quote values, which may name a patient. Threads
+    wait for each other here.
     """
-    with warnings.catch_warnings(), disable_value_validation():
+    with _TOLERANCE, warnings.catch_warnings(), disable_value_validation():
         warnings.simplefilter("ignore")
         yield
 
@@ -160,7 +163,7 @@ def read_whole(file: Path) -> Dataset:
     """
     try:
         dataset = _dcmread(file, stop_before_pixels=False)
-    except _BROKEN:
+    except (*_BROKEN, OSError):
         dataset = None
     if dataset is None or "PixelData" not in dataset:
         raise MedQDMError(

@@ -20,8 +20,10 @@ from medqdm.io.dicom_pixels import padding_ends, stored_range
 from medqdm.io.dicom_scan import scan, tolerant
 from medqdm.io.dicom_uid import make_uid
 from medqdm.io.whole import whole_folder
-from medqdm.volume import Volume
+from medqdm.streaming import map_behind
+from medqdm.volume import Volume, slice_digests
 
+_SLICES_BEHIND = 2  # written while the next one is made
 _IMPLEMENTATION_UID = make_uid("medqdm", "implementation class")
 
 
@@ -58,11 +60,13 @@ def write_series(  # noqa: PLR0913  (all but three by keyword)
     """Write a derived DICOM series; memory does not grow with the number of slices.
 
     The series is filled and checked in a hidden folder beside ``folder`` and renamed at the end; on
-    any exception nothing appears.
+    any exception nothing appears. A slice is written by another thread while ``slices`` makes the
+    next one.
 
     Args:
         source: the volume as it was read; a volume that was no DICOM gets a new study.
-        slices: enhanced ``(y * upscale, x * upscale)`` HU in slice order, pulled one at a time.
+        slices: enhanced ``(y * upscale, x * upscale)`` HU in slice order, pulled one at a time
+            by the calling thread.
         folder: the output folder, empty or not yet there.
         upscale: in-plane factor.
         description: what was done, for DerivationDescription: ASCII, no host names or paths.
@@ -89,22 +93,30 @@ def write_series(  # noqa: PLR0913  (all but three by keyword)
         frame_of_reference_uid=make_uid("frame", identity),
         made_at=made_at,
     )
-    names, num_clipped = [], 0
     with whole_folder(folder, overwrite=overwrite) as partial:
-        paired = zip(headers, slices, strict=True)
-        for k, (header, hu) in enumerate(paired):
+
+        def save(job: tuple[int, Dataset, NDArray[np.float32]]) -> tuple[str, int]:
+            k, header, hu = job
             padding = _padding(source, k, upscale)
             _check_pixels(source, hu, padding.shape, k)
-            names.append(f"IM{k + 1:04d}.dcm")
+            file = partial / f"IM{k + 1:04d}.dcm"
             with tolerant():
                 out = derived_header(header, derivation, index=k)
                 words, clipped = _to_words(hu, padding, out)
                 digest = hashlib.sha256(words.tobytes()).hexdigest()
                 out.SOPInstanceUID = make_uid("instance", identity, str(k), digest)
-                _save(out, words, partial / names[-1])
-                check_slice(partial / names[-1], header, padding)
-            num_clipped += clipped
-        report = WriteReport(len(names), num_clipped, derivation.series_instance_uid, tuple(names))
+                _save(out, words, file)
+                check_slice(file, header, padding)
+            return file.name, clipped
+
+        paired = zip(range(len(headers)), headers, slices, strict=True)
+        saved = list(map_behind(save, paired, _SLICES_BEHIND))
+        report = WriteReport(
+            num_slices=len(saved),
+            num_clipped=sum(clipped for _, clipped in saved),
+            series_instance_uid=derivation.series_instance_uid,
+            files=tuple(name for name, _ in saved),
+        )
         if extra is not None:
             extra(partial, report)
     return report
@@ -124,7 +136,7 @@ def _refuse_the_input(source: Volume, folder: Path, *, overwrite: bool) -> None:
 
 def _identity(source: Volume, entropy: Sequence[str]) -> str:
     """A digest of all that decides about the output: source UIDs and pixels, and the entropy."""
-    digest = hashlib.sha256(np.ascontiguousarray(source.hu).data)
+    digest = hashlib.sha256(b"".join(slice_digests(source.hu)))
     digest.update(source.origins_mm.tobytes())
     if source.source.kind == "dicom":
         for header in source.source.headers:

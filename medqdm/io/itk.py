@@ -9,10 +9,10 @@ import SimpleITK as sitk  # noqa: N813  (its usual name)
 from medqdm.errors import MedQDMError
 from medqdm.io.axes import (
     Lattice,
+    Place,
     choose_slice_axis,
-    corners_mm,
-    lattice_corners_mm,
-    to_lattice,
+    place,
+    planes,
     to_volume,
     value_warnings,
 )
@@ -72,21 +72,27 @@ def write_itk(source: Volume, volume: Volume, path: Path, *, overwrite: bool = F
             f"{path.name}: the output must end in .nrrd or .mha, got {path.suffix or 'no ending'}; "
             "formats with a separate data file cannot appear whole"
         )
-    lattice = to_lattice(source, volume)
-    image = sitk.GetImageFromArray(lattice.voxels.transpose(2, 1, 0))
-    steps = lattice.affine[:3, :3]
-    spacing = np.linalg.norm(steps, axis=0)
-    image.SetSpacing(spacing.tolist())
-    image.SetDirection((steps / spacing).ravel().tolist())
-    image.SetOrigin(lattice.affine[:3, 3].tolist())
-    if source.source.kind == "itk":
-        for key, value in source.source.headers["metadata"].items():
-            image.SetMetaData(key, value)
+    target = place(source, volume)
     with whole_file(path, overwrite=overwrite) as partial:
+        # SimpleITK cannot write in parts: the int16 voxels of this format are held in memory
+        voxels = np.stack(list(planes(source, volume, scratch=partial.parent)))
+        image = sitk.GetImageFromArray(voxels)
+        del voxels
+        steps = target.affine[:3, :3]
+        spacing = np.linalg.norm(steps, axis=0)
+        image.SetSpacing(spacing.tolist())
+        image.SetDirection((steps / spacing).ravel().tolist())
+        image.SetOrigin(target.affine[:3, 3].tolist())
+        if source.source.kind == "itk":
+            for key, value in source.source.headers["metadata"].items():
+                image.SetMetaData(key, value)
         sitk.WriteImage(image, str(partial), useCompression=True)
-        written = sitk.ReadImage(str(partial))
-        found = Lattice(sitk.GetArrayViewFromImage(written).T, _affine(written))
-        check_same_edges(lattice_corners_mm(source), corners_mm(found), where=path.name)
+        written = sitk.ImageFileReader()
+        written.SetFileName(str(partial))
+        written.ReadImageInformation()
+        found = Place(written.GetSize(), _affine(written))
+        expected = place(source, source).corners_mm()
+        check_same_edges(expected, found.corners_mm(), where=path.name)
 
 
 def _affine(image: Any) -> Any:

@@ -8,16 +8,18 @@ import nibabel
 import numpy as np
 from nibabel.affines import voxel_sizes
 from nibabel.filebasedimages import ImageFileError
+from nibabel.openers import ImageOpener
+from nibabel.volumeutils import seek_tell
 from numpy.typing import NDArray
 
 import medqdm
 from medqdm.errors import MedQDMError
 from medqdm.io.axes import (
     Lattice,
+    Place,
     choose_slice_axis,
-    corners_mm,
-    lattice_corners_mm,
-    to_lattice,
+    place,
+    planes,
     to_volume,
     value_warnings,
 )
@@ -91,30 +93,37 @@ def write_nifti(source: Volume, volume: Volume, path: Path, *, overwrite: bool =
     Raises:
         MedQDMError: uneven slices, an outer edge that would move, or the file exists.
     """
-    lattice = to_lattice(source, volume)
-    expected = lattice_corners_mm(source)
-    check_same_edges(expected, corners_mm(lattice), where=path.name)
+    target = place(source, volume)
+    expected = place(source, source).corners_mm()
+    check_same_edges(expected, target.corners_mm(), where=path.name)
     with whole_file(path, overwrite=overwrite) as partial:
-        nibabel.save(_image(source, lattice), partial)
+        header = _image(source, target).header
+        with ImageOpener(partial, "wb") as file:
+            header.write_to(file)
+            seek_tell(file, header.get_data_offset(), write0=True)
+            for plane in planes(source, volume, scratch=partial.parent):
+                file.write(plane.astype(header.get_data_dtype(), copy=False).tobytes())
         written = nibabel.load(partial)
-        found = Lattice(written.dataobj, _LPS_RAS @ written.affine)
-        check_same_edges(expected, corners_mm(found), where=path.name)
+        found = Place(written.shape, _LPS_RAS @ written.affine)
+        check_same_edges(expected, found.corners_mm(), where=path.name)
 
 
-def _image(source: Volume, lattice: Lattice) -> Any:
+def _image(source: Volume, target: Place) -> Any:
+    """An image with the header to write, and no voxels of its own."""
     own = source.source.headers["header"] if source.source.kind == "nifti" else None
     header = nibabel.Nifti1Header() if own is None else own.copy()
-    affine = _LPS_RAS @ lattice.affine
+    affine = _LPS_RAS @ target.affine
     kind = nibabel.Nifti2Image if isinstance(header, nibabel.Nifti2Header) else nibabel.Nifti1Image
     header.set_data_dtype(np.int16)
-    image = kind(np.ascontiguousarray(lattice.voxels), affine, header)
+    image = kind(np.broadcast_to(np.int16(0), target.shape), affine, header)
     image.header.set_slope_inter(1, 0)
     image.header.set_xyzt_units("mm", None if own is None else own.get_xyzt_units()[1])
     image.header["descrip"] = (
         f"medqdm {medqdm.__version__}, derived by AI super-resolution".encode()
     )
     image.header["cal_min"] = image.header["cal_max"] = 0
-    _set_forms(image, own, affine, lattice.voxels.shape)
+    _set_forms(image, own, affine, target.shape)
+    image.update_header()
     return image
 
 

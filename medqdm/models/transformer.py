@@ -56,12 +56,17 @@ class Modulations(NamedTuple):
         upstream_head: (m, 2, hidden).
         downstream: per block two of (m, 6, hidden), of its local half and its cross half.
         downstream_head: (m, 2, hidden).
+        upstream_rows: which of the m steps each upstream token stands at; None: the m steps are
+            one per slice, or one for all.
+        downstream_rows: likewise for each token that exists downstream.
     """
 
     upstream: tuple[Float[Tensor, "m 6 hidden"], ...]
     upstream_head: Float[Tensor, "m 2 hidden"]
     downstream: tuple[tuple[Float[Tensor, "m 6 hidden"], Float[Tensor, "m 6 hidden"]], ...]
     downstream_head: Float[Tensor, "m 2 hidden"]
+    upstream_rows: Int[Tensor, "b tokens"] | None = None
+    downstream_rows: Int[Tensor, " count"] | None = None
 
     def at(self, k: int) -> "Modulations":
         """The vectors of the k-th step alone, for all slices of a batch."""
@@ -71,6 +76,18 @@ class Modulations(NamedTuple):
             self.upstream_head[part],
             tuple((local[part], cross[part]) for local, cross in self.downstream),
             self.downstream_head[part],
+        )
+
+    def at_map(self, rows: Int[Tensor, "b 1 h w"], index: WindowIndex) -> "Modulations":
+        """The vectors of a step per token, for regions that stand at different steps.
+
+        Args:
+            rows: which of the m steps each latent stands at; constant in patches of 8 x 8.
+            index: the tokens that exist downstream.
+        """
+        return self._replace(
+            upstream_rows=rows[:, 0, ::UPSTREAM_PATCH, ::UPSTREAM_PATCH].flatten(1),
+            downstream_rows=index.gather(rows)[:, 0],
         )
 
 
@@ -112,9 +129,14 @@ class Upstream(nn.Module):
         hidden, rows, columns = tokens.shape[1:]
         positions = position_table(hidden, rows, columns, self.trained, x.device, x.dtype)
         tokens = tokens.flatten(2).transpose(1, 2) + positions.flatten(0, 1)
+
+        def per_token(vectors: Tensor) -> Tensor:
+            of_tokens = modulations.upstream_rows
+            return vectors[:, None] if of_tokens is None else vectors[of_tokens]
+
         for block, vectors in zip(self.blocks, modulations.upstream, strict=True):
-            tokens = block(tokens, vectors[:, None])
-        patches = self.head(tokens, modulations.upstream_head[:, None])
+            tokens = block(tokens, per_token(vectors))
+        patches = self.head(tokens, per_token(modulations.upstream_head))
         grid = torch.unflatten(patches, 1, (rows, columns)).permute(0, 3, 1, 2)
         return functional.pixel_shuffle(grid, UPSTREAM_PATCH), tokens
 
@@ -206,6 +228,8 @@ class Downstream(nn.Module):
         tokens = self.norm(embedded) + index.positions(table)
 
         def per_token(vectors: Tensor) -> Tensor:
+            if modulations.downstream_rows is not None:
+                return vectors[modulations.downstream_rows]
             return vectors if len(vectors) == 1 else vectors[index.slices]
 
         for block, (local, cross) in zip(self.blocks, modulations.downstream, strict=True):

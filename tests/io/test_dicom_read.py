@@ -1,4 +1,5 @@
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pydicom
@@ -310,6 +311,42 @@ def test_lossy_sources_are_marked_by_their_transfer_syntax(ct_series):
     assert volume.source.headers[0].LossyImageCompression == "01"
     assert float(volume.source.headers[0].LossyImageCompressionRatio) > 1
     assert "compressed with loss" in volume.source.warnings[0]
+
+
+def test_slices_are_read_when_asked_for(ct_series, phantom):
+    folder = ct_series()
+    volume = read(folder)
+    (folder / "004").unlink()  # the first slice
+    np.testing.assert_array_equal(volume.hu[2], phantom[2])
+    volume.hu[2][:] = 0  # a copy of its own
+    np.testing.assert_array_equal(volume.hu[2], phantom[2])
+    with pytest.raises(MedQDMError, match="004: a CT file must hold its pixels"):
+        volume.hu[0]
+
+
+def test_a_file_that_changed_since_is_refused(ct_series):
+    folder = ct_series()
+    volume = read(folder)
+    dataset = pydicom.dcmread(folder / "003")
+    dataset.PixelData = bytes(len(dataset.PixelData))
+    dataset.save_as(folder / "003")
+    with pytest.raises(MedQDMError, match="003: a CT file must not change while its series is"):
+        volume.hu[1]
+
+
+def test_infinite_hu_are_refused(ct_series):
+    def overflow(dataset, k):
+        dataset.RescaleIntercept = "1e39" if k == 1 else "0"
+
+    with pytest.raises(MedQDMError, match=r"^003: voxels must be finite HU, got 1920 NaN or inf"):
+        read(ct_series(intercept=0, edit=overflow))
+
+
+def test_threads_may_read_at_once(ct_series, phantom):
+    volume = read(ct_series(np.tile(phantom, (4, 1, 1)), RegionOfResidence="\u00e4"))
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda z: volume.hu[z], range(len(volume.hu))))
+    np.testing.assert_array_equal(found, np.asarray(volume.hu))
 
 
 def test_messages_name_no_patient(ct_series):

@@ -34,7 +34,7 @@ def nifti(tmp_path, phantom):
 
 
 def _enhance(volume, upscale=4):
-    hu = volume.hu.repeat(upscale, 1).repeat(upscale, 2)
+    hu = np.asarray(volume.hu).repeat(upscale, 1).repeat(upscale, 2)
     return volume.with_pixels(hu)
 
 

@@ -324,3 +324,50 @@ def test_modulations_of_a_schedule_serve_each_step(network):
         torch.testing.assert_close(
             network(z_t, table.at(k), lr, refined), expected, atol=1e-5, rtol=0
         )
+
+
+@torch.inference_mode()
+def test_a_map_of_steps_equals_the_step_of_each_slice(network):
+    z_t, _, lr, refined = inputs(2, 32, 48)
+    steps = torch.tensor([14, 7, 0])
+    table = network.modulations(steps)
+    rows = torch.tensor([2, 1])[:, None, None, None].expand(2, 1, 32, 48)
+    for packing in ("windows", "tokens"):
+        index = WindowIndex(refined, packing=packing)
+        expected = network(z_t, steps[rows[:, 0, 0, 0]], lr, index)
+        found = network(z_t, table.at_map(rows, index), lr, index)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+@torch.inference_mode()
+def test_each_token_is_told_the_step_of_its_own_place(network):
+    """In the head, where tokens see each other no more, a step changes its own place alone."""
+    z_t, _, lr, _ = inputs(1, 32, 48)
+    index = WindowIndex.everywhere((1, 32, 48), z_t.device)
+    table = network.modulations(torch.tensor([14, 0]))
+    rows = torch.zeros(1, 1, 32, 48, dtype=torch.long)
+    rows[..., 16:32, 32:48] = 1
+    changed = table.at_map(rows, index)
+    zero = table.at_map(torch.zeros_like(rows), index)
+    heads_alone = changed._replace(
+        upstream=tuple(v[:1].expand_as(v) for v in table.upstream),
+        downstream=tuple((a[:1].expand_as(a), b[:1].expand_as(b)) for a, b in table.downstream),
+    )
+    for before, after in zip(
+        network.streams(z_t, zero, lr, index), network.streams(z_t, heads_alone, lr, index),
+        strict=True,
+    ):  # fmt: skip
+        different = (before != after).any(dim=1)
+        assert different[0, 16:, 32:].float().mean() > 0.9
+        different[0, 16:, 32:] = False
+        assert not different.any()
+
+
+def test_a_step_per_token_asks_the_device_nothing(network):
+    z_t, _, lr, refined = inputs(2, 32, 32)
+    windows = WindowIndex(refined)
+    table = network.modulations(torch.arange(15))
+    rows = torch.arange(4).reshape(1, 1, 2, 2).repeat_interleave(16, 2).repeat_interleave(16, 3)
+    with torch.no_grad(), Operations() as step:
+        network(z_t, table.at_map(rows.expand(2, -1, -1, -1), windows), lr, windows)
+    assert not step.names & {"nonzero", "_local_scalar_dense"}

@@ -1,0 +1,181 @@
+"""Measure: seconds per stage, peak memory, the machine's matrix rate, and the work counted."""
+
+import ctypes
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+
+import numpy as np
+import psutil
+import torch
+
+from medqdm.models.transformer import QDM, UPSTREAM_PATCH
+from medqdm.models.windows import PATCH, WindowIndex
+
+MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
+MATRIX_PRODUCTS = {"cpu": 3, "cuda": 20}  # timed together
+MEMORY_INTERVAL_S = 0.002
+
+
+@dataclass
+class Stopwatch:
+    """Seconds by name; work that a GPU still has to do is waited for.
+
+    Args:
+        device: where the work runs.
+    """
+
+    device: torch.device
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def lap(self, name: str) -> Iterator[None]:
+        """Add the block's wall time to a name."""
+        synchronize(self.device)
+        began = time.perf_counter()
+        yield
+        synchronize(self.device)
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has done all that was asked of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class PeakMemory:
+    """The most memory that a block held above what was held when it began.
+
+    On a CPU the process's resident memory, looked at every 2 ms by another thread; on a GPU what
+    its allocator counts.
+
+    Args:
+        device: where the work runs.
+
+    Attributes:
+        num_bytes: the peak, once the block has ended.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.num_bytes = 0
+        self._device = device
+        self._process = psutil.Process()
+        self._ended = threading.Event()
+
+    def __enter__(self) -> "PeakMemory":
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+            self._before = torch.cuda.memory_allocated(self._device)
+            return self
+        # what earlier blocks freed must not hide what this one takes (glibc alone keeps it)
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+        self._before = self._process.memory_info().rss
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._device.type == "cuda":
+            self.num_bytes = torch.cuda.max_memory_allocated(self._device) - self._before
+            return
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        is_last = False
+        while not is_last:
+            is_last = self._ended.wait(MEMORY_INTERVAL_S)
+            held = self._process.memory_info().rss - self._before
+            self.num_bytes = max(self.num_bytes, held)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a computation on the device could still take."""
+    if device.type == "cuda":
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + held
+    return int(psutil.virtual_memory().available)
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype, *, side: int | None = None) -> float:
+    """FLOP/s of square matrix products: what the device reaches when nothing else is in the way.
+
+    Args:
+        device: where.
+        dtype: of the matrices.
+        side: of the matrices; None: 2048 on a CPU, 8192 on a GPU.
+    """
+    side, count = side or MATRIX_SIDE[device.type], MATRIX_PRODUCTS[device.type]
+    left, right = (torch.rand(side, side, device=device).to(dtype) for _ in range(2))
+    watch = Stopwatch(device)
+    for name in ("warm-up", "products"):
+        with watch.lap(name):
+            for _ in range(count):
+                torch.mm(left, right)
+    return 2 * side**3 * count / watch.seconds["products"]
+
+
+def multiply_adds(qdm: QDM, index: WindowIndex, num_steps: int) -> int:
+    """Multiply-adds of the transformer over all steps, in matrix products and attention.
+
+    Per token of width H in each block: 4 H^2 for the projections of self-attention, 2 H^2 for
+    those of cross-attention, 8 H^2 for an MLP, and 2 H for each token it attends to. The
+    upstream's keys and values cost another 2 H^2 per upstream token and block. What packing adds to
+    fill rows counts nothing, nor do adaLN vectors (0.02 % of a dense run).
+
+    Args:
+        qdm: the network.
+        index: which tokens of which batch exist.
+        num_steps: steps of the sampler.
+    """
+    hidden, depth = qdm.hidden_size, len(qdm.upstream.blocks)
+    ends = qdm.upstream.embed.in_channels + qdm.latent_channels  # first and last layer, per latent
+    batch, height, width = index.size
+    coarse = height * width // UPSTREAM_PATCH**2
+    upstream = coarse * (
+        UPSTREAM_PATCH**2 * ends * hidden + depth * (12 * hidden**2 + 2 * coarse * hidden)
+    )
+    total = batch * upstream
+    if index.count:
+        per_window = index.windows.valid.sum(dim=1)
+        pairs = int((per_window**2).sum())
+        total += batch * depth * coarse * 2 * hidden**2
+        total += depth * 2 * pairs * hidden
+        total += index.count * (
+            PATCH**2 * ends * hidden + depth * (22 * hidden**2 + 2 * coarse * hidden)
+        )
+    return num_steps * total
+
+
+@dataclass(frozen=True)
+class Line:
+    """``y = a + b x`` by least squares.
+
+    Args:
+        a: value at 0.
+        b: rise.
+        r_squared: share of the variance of y that the line explains.
+    """
+
+    a: float
+    b: float
+    r_squared: float
+
+
+def fit_line(x: Sequence[float], y: Sequence[float]) -> Line:
+    """Least squares through at least two places.
+
+    >>> fit_line([0, 1, 2], [1, 3, 5])
+    Line(a=1.0, b=2.0, r_squared=1.0)
+    """
+    places, values = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    centred = places - places.mean()
+    b = float(centred @ values / (centred @ centred))
+    a = float(values.mean() - b * places.mean())
+    left = float(((values - a - b * places) ** 2).sum())
+    whole = float(((values - values.mean()) ** 2).sum())
+    return Line(a, b, 1 - left / whole if whole else 1.0)

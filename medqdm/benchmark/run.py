@@ -1,0 +1,361 @@
+"""Run: the engine's variants side by side, from a DICOM series to a DICOM series."""
+
+import os
+import platform
+import shutil
+import statistics
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from medqdm import io
+from medqdm.benchmark import growth as growing
+from medqdm.benchmark.measure import PeakMemory, Stopwatch, matrix_rate, multiply_adds
+from medqdm.benchmark.subject import Subject, every_region, lr_batch, noise_like
+from medqdm.config import override
+from medqdm.engine import Engine, autocast, is_bf16_fast
+from medqdm.models.windows import PATCH, WindowIndex
+from medqdm.version import __version__
+from medqdm.volume import Volume
+
+STAGES = ("read", "encode", "denoise", "decode", "write")
+FEWER_STEPS = (8, 4, 1)
+REPEATS, QUICK_REPEATS = 5, 2
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+Precision = Literal["fp32", "bf16"]
+Announce = Callable[[str], None]
+
+
+class Variant(NamedTuple):
+    """One way to compute.
+
+    Args:
+        packing: tokens that exist downstream: ``dense`` all, ``windows`` those of windows with a
+            refined one, ``tokens`` refined ones alone.
+        precision: of the networks.
+        steps: of the sampler.
+    """
+
+    packing: Literal["dense", "windows", "tokens"]
+    precision: Precision
+    steps: int
+
+    @property
+    def name(self) -> str:
+        """What tables and plots call it."""
+        steps = "1 step" if self.steps == 1 else f"{self.steps} steps"
+        return f"{self.packing} {self.precision}, {steps}"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a variant takes. Times are medians over the repeats, in seconds a slice.
+
+    Args:
+        name: of the variant.
+        variant: its packing, precision and steps.
+        seconds: stage to time; stages follow each other here, while ``medqdm enhance`` reads and
+            writes beside the network.
+        total: their sum.
+        speedup: total of the first variant over this one's.
+        peak_bytes: most memory above that of the loaded model, for the whole batch.
+        windows: active windows a slice.
+        tokens: downstream tokens a slice.
+        multiply_adds: of the denoiser a slice, see ``measure.multiply_adds``.
+        flops: FLOP/s of the denoiser, two for each multiply-add.
+        matrix_share: that over the matrix rate of the same precision.
+        shift_hu: mean absolute difference to fp32 of the same packing and steps; None for fp32.
+        dense_difference: largest difference of refined latents (unit variance) to the dense fp32
+            network's; for the windows fp32 variant alone.
+    """
+
+    name: str
+    variant: dict[str, Any]
+    seconds: dict[str, float]
+    total: float
+    speedup: float
+    peak_bytes: int
+    windows: float
+    tokens: float
+    multiply_adds: float
+    flops: float
+    matrix_share: float
+    shift_hu: float | None = None
+    dense_difference: float | None = None
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """All that was measured.
+
+    Args:
+        about: machine, versions, model and slices, as JSON.
+        matrix_flops: precision to FLOP/s of a matrix product on this machine.
+        variants: the first is the one that the others are compared with.
+        growth: how cost grows; None after a quick run.
+    """
+
+    about: dict[str, Any]
+    matrix_flops: dict[str, float]
+    variants: list[Measured]
+    growth: growing.Growth | None = None
+
+
+@dataclass
+class _Record:
+    """What is known of a variant so far."""
+
+    pipeline: "Pipeline"
+    first: "Outcome"
+    peak_bytes: int
+    seconds: list[dict[str, float]] = field(default_factory=list)
+
+
+def variants_for(num_steps: int, *, has_bf16: bool) -> list[Variant]:
+    """The variants to compare: packing, then precision, then steps; dense fp32 first.
+
+    Args:
+        num_steps: of the schedule.
+        has_bf16: whether the device multiplies bf16 in hardware; else bf16 is left out.
+    """
+    full = [Variant(p, "fp32", num_steps) for p in ("dense", "windows", "tokens")]
+    if has_bf16:
+        full += [Variant(p, "bf16", num_steps) for p in ("dense", "tokens")]
+    last: Precision = "bf16" if has_bf16 else "fp32"
+    return full + [Variant("tokens", last, k) for k in FEWER_STEPS if k < num_steps]
+
+
+def run_benchmark(
+    subject: Subject,
+    *,
+    repeats: int | None = None,
+    quick: bool = False,
+    batches: Sequence[int] = growing.BATCHES,
+    sides_px: Sequence[int] = growing.SIDES_PX,
+    announce: Announce = lambda _text: None,
+) -> Benchmark:
+    """Measure everything.
+
+    Every variant runs once to warm up, which is also when its memory is watched. Then all run one
+    after the other, again and again, so that whatever else the machine does hits all alike.
+
+    Args:
+        subject: model and slices.
+        repeats: timed runs of each variant; None: 5, or 2 if quick.
+        quick: the variants alone, without growth.
+        batches: slices in a batch to try, rising; see ``growth.by_batch``.
+        sides_px: sides of output slices to try; see ``growth.by_side``.
+        announce: called with what is done next.
+    """
+    count = repeats or (QUICK_REPEATS if quick else REPEATS)
+    device = subject.enhancer.device
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    rates: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory(prefix="medqdm-") as name:
+        folder = Path(name)
+        _write(subject.lr, np.asarray(subject.lr.hu), folder / "lr", upscale=1)
+        records = {}
+        has_bf16 = is_bf16_fast(device)
+        num_steps = subject.enhancer.task.diffusion.num_steps
+        for variant in variants_for(num_steps, has_bf16=has_bf16):
+            announce(f"warm-up: {variant.name}")
+            pipeline = Pipeline(subject, variant)
+            with PeakMemory(device) as memory:
+                outcome = pipeline.run(folder)
+            records[variant] = _Record(pipeline, outcome, memory.num_bytes)
+        shifts = {variant: _shift_hu(variant, subject, records, folder) for variant in records}
+        for k in range(count):
+            announce(f"variants: round {k + 1} of {count}")
+            for precision in sorted({variant.precision for variant in records}):
+                rate = matrix_rate(device, _DTYPES[precision])
+                rates.setdefault(precision, []).append(rate)
+            for record in records.values():
+                record.seconds.append(record.pipeline.run(folder).seconds)
+    matrix_flops = {precision: statistics.median(found) for precision, found in rates.items()}
+    measured = _summarize(subject, records, shifts, matrix_flops)
+    about = _about(subject, count) | {"load_at_start": load}
+    grown = None if quick else growing.measure(subject, count, batches, sides_px, announce)
+    return Benchmark(about, matrix_flops, measured, grown)
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """One run of a variant.
+
+    Args:
+        seconds: stage to time, for the whole batch.
+        hu: ``(n, y, x)`` output.
+        index: the tokens that ran.
+        z_0: latents, (n, c, h, w), on the CPU.
+    """
+
+    seconds: dict[str, float]
+    hu: NDArray[np.float32]
+    index: WindowIndex
+    z_0: Tensor
+
+
+class Pipeline:
+    """A variant, ready to run.
+
+    Args:
+        subject: model and slices.
+        variant: which.
+    """
+
+    def __init__(self, subject: Subject, variant: Variant) -> None:
+        settings = every_region(variant.steps)
+        if variant.packing != "dense":
+            settings.append(f"transformer.packing={variant.packing}")
+        enhancer = subject.enhancer
+        self.task = override(enhancer.task, settings)
+        self.device = enhancer.device
+        self.variant = variant
+        shared = enhancer.engine
+        self.engine = Engine(self.task, shared.autoencoder, shared.qdm).to(self.device).eval()
+
+    @torch.no_grad()
+    def run(self, folder: Path) -> Outcome:
+        """From the DICOM series in ``folder/lr`` to one that is written and removed again."""
+        watch, engine = Stopwatch(self.device), self.engine
+        with watch.lap("read"):
+            volume = io.read(folder / "lr")
+            lr = lr_batch(np.asarray(volume.hu), engine)
+        with autocast(self.device, self.variant.precision):
+            with watch.lap("encode"):
+                z_lr = engine.encode(engine.upsample(lr))
+                tree = engine.quadtree(lr)
+                index = engine.index(tree, z_lr)
+                if self.variant.packing == "dense":
+                    index = dense_index(tree.at(z_lr.shape[2] // PATCH, z_lr.shape[3] // PATCH))
+            with watch.lap("denoise"):
+                z_0 = engine.denoise(lr, z_lr, index, noise_like(z_lr))
+            with watch.lap("decode"):
+                sr = engine.decode(z_0, lr)[:, 0].cpu().numpy()
+        with watch.lap("write"):
+            hu = self.task.hu_window.denormalize(sr)
+            _write(volume, hu, folder / "sr", upscale=self.task.upscale)
+        shutil.rmtree(folder / "sr")
+        return Outcome(watch.seconds, hu, index, z_0.float().cpu())
+
+
+def dense_index(refined: Tensor) -> WindowIndex:
+    """All tokens exist, while noise and the downstream's output stay where it is refined."""
+    rows, columns = refined.shape[1:]
+    size = (len(refined), rows * PATCH, columns * PATCH)
+    index = WindowIndex.everywhere(size, refined.device)
+    index.refined = WindowIndex(refined).refined
+    return index
+
+
+def _write(volume: Volume, hu: NDArray[np.float32], folder: Path, *, upscale: int) -> None:
+    io.write_series(
+        volume,
+        iter(hu),
+        folder,
+        upscale=upscale,
+        description="Benchmark.",
+        software_version=__version__,
+        weights_id="benchmark",
+        uid_entropy=["benchmark"],
+    )
+
+
+def _shift_hu(
+    variant: Variant, subject: Subject, records: dict[Variant, _Record], folder: Path
+) -> float | None:
+    if variant.precision == "fp32":
+        return None
+    exact = variant._replace(precision="fp32")
+    known = records.get(exact)
+    reference = known.first if known else Pipeline(subject, exact).run(folder)
+    return float(np.abs(reference.hu - records[variant].first.hu).mean())
+
+
+def _summarize(
+    subject: Subject,
+    records: dict[Variant, _Record],
+    shifts: dict[Variant, float | None],
+    matrix_flops: dict[str, float],
+) -> list[Measured]:
+    batch, qdm = len(subject.lr.hu), subject.enhancer.engine.qdm
+    dense = next(iter(records.values())).first
+    measured: list[Measured] = []
+    for variant, record in records.items():
+        index = record.first.index
+        seconds = {
+            stage: statistics.median(run[stage] for run in record.seconds) / batch
+            for stage in STAGES
+        }
+        total = sum(seconds.values())
+        work = multiply_adds(qdm, index, variant.steps) / batch
+        flops = 2 * work / seconds["denoise"]
+        is_exact = variant.packing == "windows" and variant.precision == "fp32"
+        measured.append(
+            Measured(
+                name=variant.name,
+                variant=variant._asdict(),
+                seconds=seconds,
+                total=total,
+                speedup=measured[0].total / total if measured else 1.0,
+                peak_bytes=record.peak_bytes,
+                windows=index.num_windows / batch,
+                tokens=index.count / batch,
+                multiply_adds=work,
+                flops=flops,
+                matrix_share=flops / matrix_flops[variant.precision],
+                shift_hu=shifts[variant],
+                dense_difference=refined_difference(record.first, dense) if is_exact else None,
+            )
+        )
+    return measured
+
+
+def refined_difference(one: Outcome, other: Outcome) -> float:
+    """The largest difference of their latents where the first one is refined."""
+    refined = one.index.refined.cpu().expand_as(one.z_0)
+    difference = (one.z_0 - other.z_0).abs()[refined]
+    return float(difference.max()) if len(difference) else 0.0
+
+
+def _about(subject: Subject, repeats: int) -> dict[str, Any]:
+    enhancer = subject.enhancer
+    tree_lr = lr_batch(np.asarray(subject.lr.hu), enhancer.engine)
+    density = enhancer.engine.quadtree(tree_lr).density.mean()
+    return {
+        "medqdm": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": str(enhancer.device),
+        "processor": _processor(enhancer.device),
+        "threads": torch.get_num_threads(),
+        "has_bf16": is_bf16_fast(enhancer.device),
+        "precision": enhancer.precision,
+        "task": enhancer.task.model_dump(mode="json", exclude={"training"}),
+        "weights_sha256": None if subject.is_random else enhancer.sha256,
+        "qdm_parameters": enhancer.engine.qdm.num_parameters(include_positions=False),
+        "autoencoder_parameters": sum(p.numel() for p in enhancer.engine.autoencoder.parameters()),
+        "slices": subject.slices,
+        "batch": len(subject.lr.hu),
+        "share_refined": float(density),
+        "repeats": repeats,
+    }
+
+
+def _processor(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

@@ -1,0 +1,275 @@
+"""What a benchmark counts and how it adds up; never how fast anything is."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from typer.testing import CliRunner
+
+from medqdm import benchmark, checkpoint, cli
+from medqdm.benchmark import growth, report
+from medqdm.benchmark.measure import MATRIX_SIDE, PeakMemory, fit_line, matrix_rate, multiply_adds
+from medqdm.benchmark.run import (
+    STAGES,
+    Benchmark,
+    Outcome,
+    dense_index,
+    refined_difference,
+    variants_for,
+)
+from medqdm.benchmark.subject import Subject, open_subject, phantom
+from medqdm.config import load_task
+from medqdm.diffusion.quadtree import Quadtree
+from medqdm.errors import MedQDMError
+from medqdm.models.windows import WindowIndex
+
+CPU = torch.device("cpu")
+
+
+def subject(series: Path | None = None, **changes) -> Subject:
+    settings = {
+        "task": "tiny", "weights": None, "device": "cpu", "settings": ["slice_px=128"],
+        "series_uid": None, "num_slices": 2, "degraded": False, "random": False,
+    }  # fmt: skip
+    return open_subject(series, **(settings | changes))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_matrices() -> Iterator[None]:
+    """The machine's rate is of no interest here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(MATRIX_SIDE, "cpu", 128)
+        yield
+
+
+@pytest.fixture(scope="module")
+def found() -> Benchmark:
+    """The tiny task on two phantom slices of four windows each."""
+    return benchmark.run_benchmark(subject(), repeats=1, batches=(1, 2), sides_px=(64, 128))
+
+
+@pytest.mark.parametrize(("size", "tera"), [("S", 1.34), ("B", 5.17), ("L", 18.20)])
+def test_multiply_adds_are_the_published_ones(size: str, tera: float) -> None:
+    task = load_task("sr4", [f"transformer.size={size}", "autoencoder.image_channels=3"])
+    with torch.device("meta"):
+        qdm = checkpoint.build_qdm(task)
+    counted = multiply_adds(qdm, WindowIndex.everywhere((1, 128, 128), CPU), 15)
+    assert counted / 1e12 == pytest.approx(tera, abs=0.005)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_multiply_adds_are_those_torch_counts(share: float) -> None:
+    qdm = checkpoint.build_qdm(load_task("tiny", ["slice_px=128"])).eval()
+    index = WindowIndex(torch.full((2, 16, 16), bool(share)))
+    plain = sdpa_kernel(SDPBackend.MATH)  # the counter does not know the CPU's fused attention
+    with torch.no_grad(), plain, FlopCounterMode(display=False) as counter:
+        modulations = qdm.modulations(torch.tensor([3]))
+        once = counter.get_total_flops()
+        qdm.streams(torch.rand(2, 3, 32, 32), modulations, torch.rand(2, 1, 32, 32), index)
+    assert 2 * multiply_adds(qdm, index, 1) == counter.get_total_flops() - once
+
+
+def test_work_follows_tokens() -> None:
+    qdm = checkpoint.build_qdm(load_task("tiny", ["slice_px=128"]))
+    refined = torch.zeros(1, 16, 16, dtype=torch.bool)
+    refined[0, 3, 3:5] = True
+    none = multiply_adds(qdm, WindowIndex(torch.zeros_like(refined)), 1)
+    tokens = multiply_adds(qdm, WindowIndex(refined, packing="tokens"), 1)
+    windows = multiply_adds(qdm, WindowIndex(refined), 1)
+    dense = multiply_adds(qdm, WindowIndex.everywhere((1, 32, 32), CPU), 1)
+    assert none < tokens < windows < dense
+    assert multiply_adds(qdm, WindowIndex(refined), 7) == 7 * windows
+    both = WindowIndex(refined.expand(2, -1, -1))
+    assert multiply_adds(qdm, both, 1) == 2 * windows
+
+
+def test_line_through_scattered_points() -> None:
+    line = fit_line([0, 1, 2, 3], [1.0, 2.0, 4.0, 5.0])
+    assert (line.a, line.b) == pytest.approx((0.9, 1.4))
+    assert line.r_squared == pytest.approx(0.98)
+
+
+def test_a_share_of_cells_is_met_in_spite_of_ties() -> None:
+    ranges = torch.zeros(2, 8, 8)
+    ranges[:, 2:4] = torch.rand(2, 2, 8, generator=torch.Generator().manual_seed(0)) + 0.1
+    few = growth.refine_share(ranges, 0.125, 16, 16)
+    many = growth.refine_share(ranges, 0.5, 16, 16)
+    assert (few.sum(dim=(1, 2)).tolist(), many.sum(dim=(1, 2)).tolist()) == ([32] * 2, [128] * 2)
+    assert not (few & ~many).any()
+    assert ranges[few[:, ::2, ::2]].min() > 0
+    assert growth.refine_share(ranges, 1.0, 4, 4).all()
+    assert not growth.refine_share(ranges, 0.0, 4, 4).any()
+
+
+def test_peak_memory_counts_what_the_block_adds() -> None:
+    before = np.ones(30_000_000)
+    with PeakMemory(CPU) as memory:
+        for _ in range(2):
+            block = np.ones(20_000_000)
+            del block
+    assert 155e6 < memory.num_bytes < 0.9 * (160e6 + before.nbytes)
+
+
+def test_matrix_rate_is_work_over_time(monkeypatch) -> None:
+    ticks = iter(range(100))
+    monkeypatch.setattr("time.perf_counter", lambda: next(ticks))  # each lap takes a second
+    assert matrix_rate(CPU, torch.float32, side=16) == pytest.approx(3 * 2 * 16**3)
+
+
+def test_dense_keeps_the_refined_regions() -> None:
+    refined = torch.zeros(1, 8, 16, dtype=torch.bool)
+    refined[0, 2, 12] = True
+    dense, windows = dense_index(refined), WindowIndex(refined)
+    assert (dense.count, windows.count) == (128, 64)
+    assert torch.equal(dense.refined, windows.refined)
+
+
+def test_difference_to_dense_is_that_of_refined_latents() -> None:
+    refined = torch.zeros(1, 8, 8, dtype=torch.bool)
+    refined[0, 1, 1] = True  # latents 2 and 3 along both axes
+    z = torch.zeros(1, 3, 16, 16)
+    one, other = (Outcome({}, np.zeros(1), WindowIndex(refined), z.clone()) for _ in range(2))
+    other.z_0[0, 0, 9, 9] = 5.0
+    assert refined_difference(one, other) == 0
+    other.z_0[0, 1, 2, 3] = -0.25
+    assert refined_difference(one, other) == 0.25
+
+
+def test_variants_need_bf16_in_hardware() -> None:
+    names = [variant.name for variant in variants_for(15, has_bf16=True)]
+    assert names == [
+        "dense fp32, 15 steps", "windows fp32, 15 steps", "tokens fp32, 15 steps",
+        "dense bf16, 15 steps", "tokens bf16, 15 steps", "tokens bf16, 8 steps",
+        "tokens bf16, 4 steps", "tokens bf16, 1 step",
+    ]  # fmt: skip
+    assert {v.precision for v in variants_for(15, has_bf16=False)} == {"fp32"}
+
+
+def test_phantom_has_a_quarter_of_its_cells_refined() -> None:
+    window = load_task("sr4").hu_window
+    lr = torch.from_numpy(window.normalize(phantom(128)))[None, None]
+    assert 0.2 < float(Quadtree(lr, 0.15).density) < 0.3
+    assert np.array_equal(phantom(32, seed=1), phantom(32, seed=1))
+    assert not np.array_equal(phantom(32, seed=1), phantom(32, seed=2))
+
+
+def test_slices_change_size_around_their_middle() -> None:
+    image = np.arange(36, dtype=np.float32).reshape(6, 6)
+    assert np.array_equal(growth.resized(image, 2), image[2:4, 2:4])
+    larger = growth.resized(image, 10)
+    assert larger.shape == (10, 10)
+    assert np.array_equal(larger[2:8, 2:8], image)
+    assert np.array_equal(larger[1, 2:8], image[0])
+
+
+def test_series_are_cut_or_degraded_to_one_tile(ct_series) -> None:
+    hu = np.tile(np.arange(40, dtype=np.int16), (3, 40, 1))
+    series = ct_series(hu)
+    asis = np.asarray(subject(series).lr.hu)  # tiles of 32
+    assert np.array_equal(asis, hu[[0, 2], 4:36, 4:36])
+    small = subject(series, num_slices=4, settings=["slice_px=256"])
+    assert small.lr.shape == (4, 64, 64)
+    degraded = subject(series, degraded=True)
+    assert degraded.lr.shape == (2, 32, 32)
+    assert degraded.lr.spacing_mm == pytest.approx((3.2, 2.4))
+
+
+def test_weights_and_settings_must_fit(weights: Path) -> None:
+    with pytest.raises(MedQDMError, match=r"--set transformer.size: .* add --random"):
+        subject(weights=weights, settings=["transformer.size=S"])
+    with pytest.raises(MedQDMError, match="--random: must stand without --weights"):
+        subject(weights=weights, random=True)
+    assert not subject(weights=weights, settings=["transformer.packing=tokens"]).is_random
+    assert subject().is_random
+
+
+def test_random_networks_have_no_empty_branch() -> None:
+    engine = subject().enhancer.engine
+    assert all(bool(p.any()) for p in engine.parameters() if p.ndim > 1)
+    assert torch.equal(subject().enhancer.engine.qdm.upstream.head.linear.weight,
+                       engine.qdm.upstream.head.linear.weight)  # fmt: skip
+
+
+def test_figures_of_the_variants_add_up(found: Benchmark) -> None:
+    dense, windows, tokens = found.variants[:3]
+    for measured in found.variants:
+        assert tuple(measured.seconds) == STAGES
+        assert measured.total == pytest.approx(sum(measured.seconds.values()))
+        assert measured.speedup == pytest.approx(dense.total / measured.total)
+        assert measured.flops == pytest.approx(
+            2 * measured.multiply_adds / measured.seconds["denoise"]
+        )
+        rate = found.matrix_flops[measured.variant["precision"]]
+        assert measured.matrix_share == pytest.approx(measured.flops / rate)
+    assert dense.tokens == 256
+    assert tokens.tokens == 256 * found.about["share_refined"]
+    assert windows.tokens == 64 * windows.windows
+    assert tokens.multiply_adds < dense.multiply_adds
+    assert windows.dense_difference is not None
+    assert windows.dense_difference <= 1e-4
+    assert all((m.shift_hu is None) == (m.variant["precision"] == "fp32") for m in found.variants)
+    bf16 = [m.shift_hu for m in found.variants if m.shift_hu is not None]
+    assert all(0 < shift < 50 for shift in bf16)
+
+
+def test_growth_covers_all_that_was_asked(found: Benchmark) -> None:
+    grown = found.growth
+    assert grown is not None
+    tokens = [p for p in grown.density if p.packing == "tokens"]
+    assert [p.tokens for p in tokens] == [round(256 * share) for share in growth.DENSITIES]
+    assert [fit.packing for fit in grown.fits] == ["windows", "tokens"]
+    for fit in grown.fits:
+        own = [p for p in grown.density if p.packing == fit.packing]
+        assert fit.line == fit_line([p.tokens for p in own], [p.seconds for p in own])
+        assert fit.a_over_dense == pytest.approx(fit.line.a / own[-1].seconds)
+    assert [p.slices for p in grown.batches] == [1, 2]
+    assert grown.batches_end == ""
+    assert [p.side_px for p in grown.sides] == [64, 128]
+
+
+def test_batches_end_where_memory_or_time_does() -> None:
+    last = growth.BatchPoint(slices=4, seconds=20.0, peak_bytes=3_000_000_000)
+    assert "would need about 6.0 GB, 7.0 GB are free" in growth._too_much(last, 8, 7 * 10**9)
+    assert "would take about 160 s" in growth._too_much(last, 8, 8 * 10**9)
+    assert growth._too_much(last, 5, 8 * 10**9) == ""
+    points, reason = growth.by_batch(subject(), (1, 10**9), 1, lambda _text: None)
+    assert [p.slices for p in points] == [1]
+    assert "a batch of 1000000000 was not tried" in reason
+
+
+def test_report_holds_every_figure(found: Benchmark, tmp_path: Path) -> None:
+    benchmark.write_report(found, tmp_path / "out")
+    benchmark.write_json(found, tmp_path / "found.json")
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {
+        "results.json", "results.md", "benchmark.png",
+    }  # fmt: skip
+    data = json.loads((tmp_path / "found.json").read_text())
+    assert data == json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [v["name"] for v in data["variants"]] == [v.name for v in found.variants]
+    assert data["about"]["weights_sha256"] is None
+    text = (tmp_path / "out" / "results.md").read_text()
+    assert "random weights" in text
+    for table in report.tables(found):
+        assert table.title in text
+        assert all(len(row) == len(table.head) for row in table.rows)
+    with pytest.raises(MedQDMError, match="--overwrite"):
+        benchmark.write_report(found, tmp_path / "out")
+
+
+def test_command_measures_weights_on_a_series(weights: Path, ct_series, tmp_path: Path) -> None:
+    series = ct_series(np.full((1, 20, 20), 30))
+    arguments = ["benchmark", series, "--weights", weights, "--device", "cpu", "--quick",
+                 "--repeats", 1, "--json", tmp_path / "found.json"]  # fmt: skip
+    result = CliRunner().invoke(cli.app, [str(a) for a in arguments])
+    assert result.exit_code == 0, result.output
+    assert "Seconds a slice, from DICOM to DICOM" in result.output
+    data = json.loads((tmp_path / "found.json").read_text())
+    assert data["growth"] is None
+    assert data["about"]["weights_sha256"]
+    assert data["about"]["share_refined"] == 0
+    assert str(series) not in json.dumps(data)
