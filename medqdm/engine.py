@@ -1,11 +1,12 @@
 """Engine: networks, process and quadtree of a task, shared by training and enhancing."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional
 
 from medqdm.checkpoint import Autoencoder
@@ -144,10 +145,22 @@ class Engine(nn.Module):
         lr: Image,
         z_lr: Latent,
         index: WindowIndex,
+        half: Mapping[str, Tensor] | None = None,
     ) -> Latent:
-        """One call of the network: z_0 from the scaled z_t."""
-        out = self.qdm(scaled, t, self.condition(lr), index).float()
-        return out + z_lr if self.task.transformer.prediction == "residual" else out
+        """One call of the network: z_0 from the scaled z_t.
+
+        ``half`` holds the network's weights in bf16, to run all of it in bf16; without them
+        autocast, where it is on, runs its matrix products in bf16.
+        """
+        if half is None:
+            out = self.qdm(scaled, t, self.condition(lr), index)
+        else:
+            if isinstance(t, Modulations):
+                t = t.to(torch.bfloat16)
+            inputs = (scaled.bfloat16(), t, self.condition(lr).bfloat16(), index)
+            with torch.autocast(scaled.device.type, enabled=False):
+                out = functional_call(self.qdm, dict(half), inputs)
+        return out.float() + z_lr if self.task.transformer.prediction == "residual" else out.float()
 
     @torch.no_grad()
     def enhance(
@@ -237,6 +250,9 @@ class Engine(nn.Module):
         # nothing that depends on the step or the image alone is computed in the loop
         same = [t for t in steps if isinstance(t, int)]
         rows = same or range(self.process.schedule.num_steps)
+        # tokens in bf16 between layers too: autocast would keep them, and all passes, in float32
+        is_half = torch.is_autocast_enabled(z_lr.device.type)
+        half = {n: p.bfloat16() for n, p in self.qdm.named_parameters()} if is_half else None
         modulations = self.qdm.modulations(torch.tensor(rows, device=z_lr.device))
         for_all = {t: modulations.at(k) for k, t in enumerate(rows)}
         fitted = fit_condition(lr, z_lr)
@@ -248,7 +264,9 @@ class Engine(nn.Module):
 
         def denoise(scaled: Latent, t: StepIndex, due: Regions | None) -> Latent:
             tokens = index if due is None else self._restrict(index, due)
-            return self.predict(scaled, vectors(t, tokens), lr=fitted, z_lr=z_lr, index=tokens)
+            return self.predict(
+                scaled, vectors(t, tokens), lr=fitted, z_lr=z_lr, index=tokens, half=half
+            )
 
         return denoise
 

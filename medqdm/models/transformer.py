@@ -78,6 +78,15 @@ class Modulations(NamedTuple):
             self.downstream_head[part],
         )
 
+    def to(self, dtype: torch.dtype) -> "Modulations":
+        """The vectors in another dtype."""
+        return Modulations(
+            tuple(v.to(dtype) for v in self.upstream),
+            self.upstream_head.to(dtype),
+            tuple((local.to(dtype), cross.to(dtype)) for local, cross in self.downstream),
+            self.downstream_head.to(dtype),
+        )
+
     def at_map(self, rows: Int[Tensor, "b 1 h w"], index: WindowIndex) -> "Modulations":
         """The vectors of a step per token, for regions that stand at different steps.
 
