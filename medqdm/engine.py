@@ -86,11 +86,7 @@ class Engine(nn.Module):
     def encode(self, image: Image) -> Latent:
         """Posterior mode of the KL-VAE, scaled to unit variance, float32."""
         channels = self.task.autoencoder.image_channels
-        pixels = _channels_last(image.expand(-1, channels, -1, -1))
-        if isinstance(self.autoencoder, LightAutoencoder) or torch.is_grad_enabled():
-            z = self.autoencoder.encode(pixels)
-        else:
-            z = strips.encode(self.autoencoder, pixels)
+        z = self.autoencoder.encode(_channels_last(image.expand(-1, channels, -1, -1)))
         z = z.float().contiguous()
         return z * self.latent_scale(z)
 

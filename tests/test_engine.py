@@ -82,7 +82,7 @@ def test_a_batch_equals_its_images_one_by_one(lr: torch.Tensor) -> None:
     both = engine.enhance(lr, noise_of(lr))
     for k in range(2):
         one = engine.enhance(lr[k : k + 1], lambda draw, k=k: noise_of(lr)(draw)[k : k + 1])
-        torch.testing.assert_close(one.sr[0], both.sr[k], atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(one.sr[0], both.sr[k], atol=1e-4, rtol=1e-4)
         assert torch.equal(one.refined[0], both.refined[k])
 
 
@@ -145,7 +145,7 @@ def test_policies_do_as_much_as_they_count(lr: torch.Tensor, name: str, gamma: i
     assert sum(tokens) == int(both.cost.token_steps.sum())
     for k in range(2):
         one = engine.enhance(lr[k : k + 1], lambda draw, k=k: noise_of(lr)(draw)[k : k + 1])
-        torch.testing.assert_close(one.sr[0], both.sr[k], atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(one.sr[0], both.sr[k], atol=1e-4, rtol=1e-4)
         assert int(one.cost.region_steps) == int(both.cost.region_steps[k])
 
 

@@ -1,11 +1,11 @@
-"""Strips: the KL-VAE a few rows at a time, with less memory and the same result."""
+"""Strips: the KL-VAE's decoder a few rows at a time, with less memory and the same result."""
 
 from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
 from monai.networks.blocks import UpSample
-from monai.networks.nets.autoencoderkl import AEKLDownsample, AEKLResBlock
+from monai.networks.nets.autoencoderkl import AEKLResBlock
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -33,21 +33,6 @@ def decode(
     return _run(autoencoder.decoder, autoencoder.post_quant(z), strip_elements)
 
 
-@torch.no_grad()
-def encode(
-    autoencoder: KLAutoencoder, x: Float[Tensor, "b k h w"], strip_elements: int | None = None
-) -> Float[Tensor, "b c height width"]:
-    """What ``autoencoder.encode`` gives (the posterior's mode), to rounding; see ``decode``.
-
-    Args:
-        autoencoder: the KL-VAE; for inference only.
-        x: image in [-1, 1]; sides are multiples of ``compression``.
-        strip_elements: size of a strip in elements; None: the device's.
-    """
-    moments: Tensor = autoencoder.quant(_run(autoencoder.encoder, x, strip_elements))
-    return moments.chunk(2, dim=1)[0]
-
-
 def _run(network: nn.Sequential, x: Tensor, strip_elements: int | None) -> Tensor:
     size = strip_elements or STRIP_ELEMENTS[x.device.type]
     before: Before = _nothing
@@ -56,8 +41,6 @@ def _run(network: nn.Sequential, x: Tensor, strip_elements: int | None) -> Tenso
             x = _residual(x, layer, size)
         elif isinstance(layer, UpSample):
             x = _upsample(x, layer.postconv.conv, size)
-        elif isinstance(layer, AEKLDownsample):
-            x = _downsample(x, layer.conv.conv, size)
         elif isinstance(layer, MidAttention):
             x = layer(x)
         elif isinstance(layer, nn.GroupNorm):
@@ -93,7 +76,7 @@ def _assemble(height: int, rows: int, make: Callable[[int, int], Tensor]) -> Ten
 
 def _strip_rows(x: Tensor, size: int) -> int:
     """Rows of a strip: an even number, so that upsampling can halve it."""
-    return max(2, size * x.shape[2] // x.numel() // 2 * 2)
+    return max(2, size * x.shape[2] // x[0].numel() // 2 * 2)
 
 
 def _with_neighbours(x: Tensor, start: int, stop: int, before: Before) -> Tensor:
@@ -137,17 +120,6 @@ def _upsample(x: Tensor, conv: nn.Conv2d, size: int) -> Tensor:
         return _conv(fine[:, :, 1:-1], conv)
 
     return _assemble(2 * x.shape[2], _strip_rows(x, size), make)
-
-
-def _downsample(x: Tensor, conv: nn.Conv2d, size: int) -> Tensor:
-    def make(start: int, stop: int) -> Tensor:
-        strip = x[:, :, 2 * start : 2 * stop + 1]
-        missing = 2 * (stop - start) + 1 - strip.shape[2]  # one zero row below the last
-        return functional.conv2d(
-            functional.pad(strip, (0, 1, 0, missing)), conv.weight, conv.bias, stride=2
-        )
-
-    return _assemble(x.shape[2] // 2, _strip_rows(x, size), make)
 
 
 def _norm_silu(x: Tensor, norm: nn.GroupNorm, size: int) -> Before:

@@ -58,10 +58,6 @@ def test_equals_the_whole(mid_attention, b, strip_elements):
     torch.testing.assert_close(
         strips.decode(network, z, strip_elements), network.decode(z), atol=1e-5, rtol=0
     )
-    image = torch.rand(b, 1, 44, 20)
-    torch.testing.assert_close(
-        strips.encode(network, image, strip_elements), network.encode(image), atol=1e-5, rtol=0
-    )
 
 
 @pytest.mark.parametrize("channels", [(8,), (8, 8), (8, 8, 16, 16)])
@@ -70,10 +66,6 @@ def test_any_number_of_levels(channels):
     network = make_autoencoder(channels=channels)
     z = torch.randn(1, 3, 6, 4)
     torch.testing.assert_close(strips.decode(network, z, 1), network.decode(z), atol=1e-5, rtol=0)
-    image = torch.rand(1, 1, 48, 16)
-    torch.testing.assert_close(
-        strips.encode(network, image, 1), network.encode(image), atol=1e-5, rtol=0
-    )
 
 
 @torch.inference_mode()
