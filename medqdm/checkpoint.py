@@ -107,6 +107,7 @@ def build_qdm(task: Task) -> QDM:
         latent_size=task.latent_size,
         latent_channels=task.autoencoder.latent_channels,
         condition_channels=task.autoencoder.image_channels,
+        mask_input=task.transformer.mask_input,
         **_size(task)._asdict(),
     )
 

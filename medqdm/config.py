@@ -188,8 +188,13 @@ class TransformerSection(Section):
     depth: PositiveInt | None = None
     hidden_size: PositiveInt | None = None
     num_heads: PositiveInt | None = None
-    prediction: Literal["z_0", "residual"] = "z_0"
-    """What the network's output means: the clean latent (paper) or its difference from z_lr."""
+    prediction: Literal["z_0", "residual", "preconditioned"] = "z_0"
+    """What the network's output means: the clean latent (paper), its difference from z_lr, or what
+    remains of that beside the best guess from z_t alone (``Process.guess``; EDM,
+    arXiv:2206.00364), as a multiple of the guess's error: then the network need not copy z_t, and
+    its target has about unit variance at every step."""
+    mask_input: bool = False
+    """Show the network the refined regions as one more channel."""
     packing: Literal["windows", "tokens"] = "windows"
     """What exists downstream: all tokens of windows that hold a refined one (published weights), or
     refined tokens alone, for which a network must have been trained."""
@@ -300,6 +305,9 @@ class DiffusionSection(Section):
     """p of the schedule's spacing."""
     sampling_steps: PositiveInt | None = None
     """Steps taken by the sampler, spread evenly and always with the first and last; None: all."""
+    residual_deviation: PositiveFloat | None = None
+    """Root mean square of z_0 - z_lr where refined, which ``preconditioned`` networks start from;
+    None: measured before stage two."""
     gamma: Probability = 1.0
     """1: ancestral sampling; 0: deterministic after the first noise."""
     sampler: SamplerSection = SamplerSection()
@@ -354,6 +362,11 @@ class DiffusionTraining(Section):
     image_weight: NonNegativeFloat = 0.0
     """Weight of the decoded prediction's L1 error in [-1, 1]; above 0 the decoder is trained too,
     so that it meets predicted latents, while the encoder and thus the latents stay."""
+    first_step_share: Probability = 0.0
+    """Share of the samples at the first step, T - 1, all by itself what one-step sampling takes;
+    the others draw their step evenly."""
+    region_steps_share: Probability = 0.0
+    """Share of the batches in which each window stands at a step of its own, as under ``tss``."""
     mask_training: Literal["mixed", "none"] = "mixed"
     """mixed: mostly the task's s, some s = 0, some random s. none: s = 0 always, as published."""
 

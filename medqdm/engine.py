@@ -14,7 +14,7 @@ from medqdm.config import Precision, Task
 from medqdm.diffusion.policies import Cost, Policy, Regions, StepIndex, spread
 from medqdm.diffusion.process import Process
 from medqdm.diffusion.quadtree import Quadtree, threshold_for
-from medqdm.diffusion.sampler import Noise, RegionDenoiser, sample_regions
+from medqdm.diffusion.sampler import Noise, RegionDenoiser, sample_regions, step_index
 from medqdm.diffusion.schedule import Schedule
 from medqdm.errors import MedQDMError
 from medqdm.models import strips
@@ -136,27 +136,68 @@ class Engine(nn.Module):
     def predict(
         self,
         scaled: Latent,
-        t: Int[Tensor, " b"] | Modulations,
+        t: Int[Tensor, "..."],
         *,
         lr: Image,
         z_lr: Latent,
         index: WindowIndex,
+        noisy: Bool[Tensor, "b 1 hl wl"] | None = None,
+        modulations: Modulations | None = None,
         half: Mapping[str, Tensor] | None = None,
     ) -> Latent:
         """One call of the network: z_0 from the scaled z_t.
 
-        ``half`` holds the network's weights in bf16, to run all of it in bf16; without them
-        autocast, where it is on, runs its matrix products in bf16.
+        Args:
+            scaled: z_t as ``Process.scale_input`` gives it.
+            t: schedule index per slice (b,), or per latent (b, 1, h', w').
+            lr: (b, 1, h, w) in [-1, 1].
+            z_lr: latent of the upsampled LR image.
+            index: the tokens that the downstream runs.
+            noisy: regions that carry noise; None: those that the index refines.
+            modulations: the network's vectors for t, where they are known; needed if t is a map.
+            half: the network's weights in bf16, to run all of it in bf16; without them autocast,
+                where it is on, runs its matrix products in bf16.
         """
+        noisy = index.refined if noisy is None else noisy
+        vectors = t if modulations is None else modulations
         if half is None:
-            out = self.qdm(scaled, t, self.condition(lr), index)
+            out = self.qdm(scaled, vectors, self.condition(lr), index, noisy)
         else:
-            if isinstance(t, Modulations):
-                t = t.to(torch.bfloat16)
-            inputs = (scaled.bfloat16(), t, self.condition(lr).bfloat16(), index)
+            if isinstance(vectors, Modulations):
+                vectors = vectors.to(torch.bfloat16)
+            inputs = (scaled.bfloat16(), vectors, self.condition(lr).bfloat16(), index, noisy)
             with torch.autocast(scaled.device.type, enabled=False):
                 out = functional_call(self.qdm, dict(half), inputs)
-        return out.float() + z_lr if self.task.transformer.prediction == "residual" else out.float()
+        base, scale = self.frame(scaled, t, z_lr=z_lr, noisy=noisy)
+        return out.float() * scale + base
+
+    def frame(
+        self, scaled: Latent, t: Int[Tensor, "..."], *, z_lr: Latent, noisy: Bool[Tensor, "..."]
+    ) -> tuple[Latent, Latent]:
+        """Base and scale with which the network's output means ``z_0 = base + scale * output``.
+
+        Args:
+            scaled: z_t as ``Process.scale_input`` gives it.
+            t: schedule index per slice or per latent.
+            z_lr: latent of the upsampled LR image.
+            noisy: (b, 1, h', w') regions that carry noise.
+        """
+        prediction = self.task.transformer.prediction
+        if prediction == "preconditioned":
+            return self.process.guess(scaled, z_lr, t, self.residual_deviation, noisy)
+        base = z_lr if prediction == "residual" else torch.zeros_like(z_lr)
+        return base, torch.ones_like(z_lr)
+
+    @property
+    def residual_deviation(self) -> float:
+        """Root mean square of ``z_0 - z_lr`` where refined."""
+        deviation = self.task.diffusion.residual_deviation
+        if deviation is None:
+            raise MedQDMError(
+                f"task {self.task.name}: diffusion.residual_deviation must be a number, got none; "
+                "train stage two or set it"
+            )
+        return deviation
 
     @torch.no_grad()
     def enhance(
@@ -261,7 +302,14 @@ class Engine(nn.Module):
         def denoise(scaled: Latent, t: StepIndex, due: Regions | None) -> Latent:
             tokens = index if due is None else self._restrict(index, due)
             return self.predict(
-                scaled, vectors(t, tokens), lr=fitted, z_lr=z_lr, index=tokens, half=half
+                scaled,
+                step_index(t, z_lr),
+                lr=fitted,
+                z_lr=z_lr,
+                index=tokens,
+                noisy=index.refined,
+                modulations=vectors(t, tokens),
+                half=half,
             )
 
         return denoise

@@ -89,6 +89,7 @@ def test_made_task_follows_the_weights(qdm):
         "hidden_size": config["hidden_size"],
         "num_heads": config["num_heads"],
         "prediction": "z_0",
+        "mask_input": False,
         "packing": "windows",
     }
     assert task.diffusion.published_masking

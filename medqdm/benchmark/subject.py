@@ -108,8 +108,10 @@ def _check_networks_stay(settings: Sequence[str]) -> None:
 
 def _random_enhancer(task: Task, device: str) -> Enhancer:
     """An enhancer with random weights of the task's networks, by way of a weights file."""
-    if task.autoencoder.latent_scale is None:
-        task = override(task, ["autoencoder.latent_scale=1.0"])
+    for key in ("autoencoder.latent_scale", "diffusion.residual_deviation"):
+        section, name = key.split(".")
+        if getattr(getattr(task, section), name) is None:
+            task = override(task, [f"{key}=1.0"])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         networks = checkpoint.build_autoencoder(task), checkpoint.build_qdm(task)

@@ -125,6 +125,17 @@ class SliceDataModule(pl.LightningDataModule):
         for patient, index in spread(self.train_patients, self.task.slice_px, num):
             yield load({"patient": patient, "slice": index})["hr"]
 
+    def samples(self, num: int) -> Iterator[dict[str, Any]]:
+        """The first training samples of the stage.
+
+        Args:
+            num: how many.
+        """
+        self.setup()
+        samples = TrainingSlices(self.task, self.stage, self.train_patients)
+        for number in range(num):
+            yield samples[number]
+
     def record(self) -> dict[str, int]:
         """Numbers of patients and slices, for the weights file: no names."""
         self.setup()

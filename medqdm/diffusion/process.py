@@ -57,6 +57,36 @@ class Process:
             variance = self._masked(variance, refined)
         return z_t / (variance + 1).sqrt()
 
+    def guess(
+        self, scaled: Latent, z_lr: Latent, t: Index, deviation: float, refined: Refined | None
+    ) -> tuple[Latent, Latent]:
+        """What z_t alone says of z_0, if ``z_0 - z_lr`` were white noise of a known deviation d.
+
+        Where refined, with ``a = 1 - eta_t``, ``b = kappa sqrt(eta_t)``, the mean and standard
+        deviation of z_0 are::
+
+            z_lr + a d^2 / (a^2 d^2 + b^2) (z_t - z_lr),    b d / sqrt(a^2 d^2 + b^2)
+
+        Elsewhere z_t says nothing: z_lr and 1.
+
+        Args:
+            scaled: z_t as ``scale_input`` gives it.
+            z_lr: latent of the upsampled LR image.
+            t: index per slice or per latent.
+            deviation: d, above 0.
+            refined: regions that carry noise; None means all.
+        """
+        eta = self._at(t, scaled)
+        noise = self.schedule.kappa**2 * eta  # b^2
+        scale = noise if self.published_masking else self._masked(noise, refined)
+        z_t = scaled * (scale + 1).sqrt()
+        variance = (1 - eta) ** 2 * deviation**2 + noise
+        mean = z_lr + (1 - eta) * deviation**2 / variance * (z_t - z_lr)
+        spread = (noise / variance).sqrt() * deviation + torch.zeros_like(z_lr)
+        if refined is None:
+            return mean, spread
+        return torch.where(refined, mean, z_lr), torch.where(refined, spread, 1.0)
+
     def jump(
         self,
         z_t: Latent,

@@ -91,13 +91,13 @@ def sample_regions(
     def look() -> Latent:
         policy.cost.evaluations += 1
         nothing = torch.zeros_like(policy.tokens, dtype=torch.bool)
-        return denoise(process.scale_input(z, _index(first, z), refined), first, nothing)
+        return denoise(process.scale_input(z, step_index(first, z), refined), first, nothing)
 
     policy.begin(look)
     estimates = _Estimates(z_lr, refined)
     for k, t in enumerate(policy.steps):
         due = policy.due(k)
-        scaled = process.scale_input(z, _index(t, z), refined)
+        scaled = process.scale_input(z, step_index(t, z), refined)
         prediction = denoise(scaled, t, due).to(z_lr.dtype)
         policy.cost.evaluations += 1
         policy.record(due)
@@ -108,7 +108,7 @@ def sample_regions(
         else:
             fresh = noise(k + 1) if gamma > 0 else torch.zeros_like(z)
             z = process.jump(
-                z, z_0, z_lr, t=_index(t, z), s=_index(policy.steps[k + 1], z),
+                z, z_0, z_lr, t=step_index(t, z), s=step_index(policy.steps[k + 1], z),
                 gamma=gamma if is_new is None else gamma * is_new, noise=fresh, refined=refined,
             )  # fmt: skip
         yield Step(t, z_0, z)
@@ -137,7 +137,7 @@ class _Estimates:
         return self._last, ~held
 
 
-def _index(t: StepIndex, like: Latent) -> Int[Tensor, "..."]:
+def step_index(t: StepIndex, like: Latent) -> Int[Tensor, "..."]:
     """A step as the process takes it: one per slice, or one per latent."""
     if isinstance(t, int):
         return torch.full((len(like),), t, device=like.device)

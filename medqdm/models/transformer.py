@@ -260,6 +260,7 @@ class QDM(nn.Module):
         hidden_size: channels of a token, a multiple of 4 and of num_heads.
         depth: blocks per stream.
         num_heads: attention heads.
+        mask_input: whether the network sees the refined regions as a channel.
 
     Raises:
         MedQDMError: sizes that do not divide.
@@ -274,6 +275,7 @@ class QDM(nn.Module):
         hidden_size: int,
         depth: int,
         num_heads: int,
+        mask_input: bool = False,
     ) -> None:
         super().__init__()
         check_sides(latent_size, latent_size)
@@ -283,7 +285,8 @@ class QDM(nn.Module):
                 f"got {hidden_size}; change one of them"
             )
         size = Size(depth, hidden_size, num_heads)
-        in_channels = latent_channels + condition_channels
+        in_channels = latent_channels + condition_channels + mask_input
+        self.mask_input = mask_input
         self.latent_size = latent_size
         self.latent_channels = latent_channels
         self.hidden_size = hidden_size
@@ -301,6 +304,7 @@ class QDM(nn.Module):
         t: Int[Tensor, " b"] | Modulations,
         lr: Float[Tensor, "b k h_lr w_lr"],
         refined: Bool[Tensor, "b h//2 w//2"] | WindowIndex | None,
+        noisy: Bool[Tensor, "b 1 h w"] | None = None,
     ) -> Float[Tensor, "b c h w"]:
         """Predict z_0: the downstream where refined, the upstream elsewhere.
 
@@ -310,13 +314,14 @@ class QDM(nn.Module):
             lr: LR image in [-1, 1], of the same area.
             refined: True where the downstream's output is wanted, one per token of 2 x 2 latents;
                 or the index made from it once, to be used over many steps; None means everywhere.
+            noisy: see ``streams``.
 
         Raises:
             MedQDMError: sides of the latent are not multiples of 16.
         """
         if not isinstance(refined, WindowIndex):
             refined = self.index_windows(z_t, refined)
-        up, down = self.streams(z_t, t, lr, refined)
+        up, down = self.streams(z_t, t, lr, refined, noisy)
         return torch.where(refined.refined, down, up)
 
     def streams(
@@ -325,6 +330,7 @@ class QDM(nn.Module):
         t: Int[Tensor, " b"] | Modulations,
         lr: Float[Tensor, "b k h_lr w_lr"],
         index: WindowIndex,
+        noisy: Bool[Tensor, "b 1 h w"] | None = None,
     ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:
         """Both streams' predictions, for the losses of Eq. 6.
 
@@ -333,6 +339,8 @@ class QDM(nn.Module):
             t: schedule index per slice, or the modulations of a step for all slices.
             lr: LR image in [-1, 1], of the same area.
             index: the tokens that exist downstream.
+            noisy: regions that carry noise, for networks that see them (``mask_input``); None:
+                those that the index refines.
 
         Returns:
             Upstream's prediction, and the downstream's, which is zero outside ``index.active``.
@@ -340,7 +348,10 @@ class QDM(nn.Module):
         if index.size != (len(z_t), *z_t.shape[-2:]):
             raise ValueError(f"windows of {index.size} do not fit latents {tuple(z_t.shape)}")
         modulations = t if isinstance(t, Modulations) else self.modulations(t)
-        x = torch.cat([z_t, fit_condition(lr, z_t)], dim=1)
+        seen = [z_t, fit_condition(lr, z_t)]
+        if self.mask_input:
+            seen.append((index.refined if noisy is None else noisy).to(z_t.dtype))
+        x = torch.cat(seen, dim=1)
         up, context = self.upstream(x, modulations)
         down = torch.zeros_like(z_t)
         # In training even an empty pass runs: every parameter needs a gradient under DDP.

@@ -13,8 +13,10 @@ from torch.nn import functional
 from medqdm import metrics
 from medqdm.config import Task
 from medqdm.engine import Engine
+from medqdm.diffusion.policies import spread
 from medqdm.models.perceptual import PerceptualDistance
-from medqdm.models.windows import WindowIndex
+from medqdm.models.transformer import Modulations
+from medqdm.models.windows import WINDOW, WindowIndex
 from medqdm.training.optimizer import check_finite, make_optimizer
 
 # Share of the samples of a batch that see the task's s, and s = 0; the rest draws s up to 2 s.
@@ -52,7 +54,7 @@ class DiffusionModule(pl.LightningModule):
         return thresholds
 
     def training_step(self, batch: dict[str, Any], _batch_idx: int) -> Tensor:
-        """Eq. 6: each stream's squared error of z_0, the downstream's where refined."""
+        """Eq. 6: each stream's squared error of what it predicts, the downstream's where refined."""
         hr, lr = batch["hr"], batch["lr"]
         engine = self.engine
         with torch.no_grad():
@@ -61,16 +63,19 @@ class DiffusionModule(pl.LightningModule):
         tree = engine.quadtree(lr, self.draw_thresholds(len(lr), lr.device))
         index = engine.index(tree, z_0)
         refined = index.refined
-        t = torch.randint(engine.process.schedule.num_steps, (len(lr),), device=lr.device)
+        t = self.draw_steps(z_0)
         z_t = engine.process.diffuse(z_0, z_lr, t, torch.randn_like(z_0), refined)
-        up, down = self._streams(z_t, t, lr, z_lr, index)
-        loss_up = ((up - z_0) ** 2).mean()
-        squared = (down - z_0) ** 2 * refined
+        scaled = engine.process.scale_input(z_t, t, refined)
+        up, down = engine.qdm.streams(scaled, self._vectors(t, index), engine.condition(lr), index)
+        base, scale = engine.frame(scaled, t, z_lr=z_lr, noisy=refined)
+        target = (z_0 - base) / scale
+        loss_up = ((up.float() - target) ** 2).mean()
+        squared = (down.float() - target) ** 2 * refined
         loss_down = squared.sum() / (refined.sum() * z_0.shape[1]).clamp_min(1)
         loss = self.settings.upstream_weight * loss_up + self.settings.downstream_weight * loss_down
         self.log_dict({"train/upstream": loss_up, "train/downstream": loss_down,
                        "train/density": tree.density.mean()})  # fmt: skip
-        predicted = torch.where(refined, down, up)
+        predicted = torch.where(refined, down, up).float() * scale + base
         if self.settings.image_weight > 0:
             image = self._image_loss(predicted, lr, hr)
             loss = loss + self.settings.image_weight * image
@@ -83,19 +88,23 @@ class DiffusionModule(pl.LightningModule):
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
-    def _streams(
-        self,
-        z_t: Float[Tensor, "b c h w"],
-        t: Int[Tensor, " b"],
-        lr: Float[Tensor, "b 1 hl wl"],
-        z_lr: Float[Tensor, "b c h w"],
-        index: WindowIndex,
-    ) -> tuple[Tensor, Tensor]:
-        engine = self.engine
-        scaled = engine.process.scale_input(z_t, t, index.refined)
-        up, down = engine.qdm.streams(scaled, t, engine.condition(lr), index)
-        base = z_lr if self.task.transformer.prediction == "residual" else torch.zeros_like(z_lr)
-        return up.float() + base, down.float() + base
+    def draw_steps(self, z_0: Float[Tensor, "b c h w"]) -> Int[Tensor, "..."]:
+        """An index per sample (b,), or in some batches one per window, as a map (b, 1, h, w)."""
+        num_steps = self.engine.process.schedule.num_steps
+        b, _, height, width = z_0.shape
+        if torch.rand(()) >= self.settings.region_steps_share:
+            t = torch.randint(num_steps, (b,), device=z_0.device)
+            is_first = torch.rand(b, device=z_0.device) < self.settings.first_step_share
+            return torch.where(is_first, num_steps - 1, t)
+        grid = (b, height // WINDOW, width // WINDOW)
+        return spread(torch.randint(num_steps, grid, device=z_0.device), z_0)
+
+    def _vectors(self, t: Int[Tensor, "..."], index: WindowIndex) -> Tensor | Modulations:
+        """Steps as the network takes them."""
+        if t.ndim == 1:
+            return t
+        steps = torch.arange(self.engine.process.schedule.num_steps, device=t.device)
+        return self.engine.qdm.modulations(steps).at_map(t, index)
 
     def _image_loss(self, z_0: Tensor, lr: Tensor, hr: Tensor) -> Tensor:
         """L1 of the decoded prediction, in a random crop of the decoder's crop size."""

@@ -34,6 +34,7 @@ from medqdm.version import __version__
 WEIGHTS = "weights.safetensors"
 AUTOENCODER_WEIGHTS = "autoencoder.safetensors"
 SCALE_SLICES = 64  # HR slices over which the latents' variance is measured
+RESIDUAL_SAMPLES = 16  # training samples over which the residual is
 
 log = logging.getLogger(__name__)
 
@@ -124,11 +125,12 @@ def _train_diffusion(task: Task, data: Path, out: Path) -> Path:
     stage_one = checkpoint.load(out / AUTOENCODER_WEIGHTS)
     task = _with_latent_scale(task, stage_one.task.autoencoder.latent_scale or 1.0)
     network = stage_one.autoencoder
+    source = SliceDataModule(task, data, "diffusion")
+    task = _with_residual_deviation(task, network, source)
     pl.seed_everything(task.training.seed, workers=True, verbose=False)
     engine = Engine(task, network, checkpoint.build_qdm(task))
     settings = task.training.diffusion
     module = DiffusionModule(task, engine, _perceptual(settings.perceptual_weight))
-    source = SliceDataModule(task, data, "diffusion")
     record = _fit(task, module, source, out / "diffusion", settings.steps)
     _export(task, network, engine.qdm, {**stage_one.record, "diffusion": record}, out / WEIGHTS)
     return out / WEIGHTS
@@ -246,6 +248,41 @@ def _lightning_precision(task: Task) -> str:
     fast = is_bf16_fast(torch.device("cuda" if on_gpu else "cpu"))
     bf16 = settings.precision == "bf16" or (settings.precision == "auto" and fast)
     return "bf16-mixed" if bf16 else "32-true"
+
+
+def _with_residual_deviation(task: Task, network: Autoencoder, source: SliceDataModule) -> Task:
+    wanted = task.transformer.prediction == "preconditioned"
+    if not wanted or task.diffusion.residual_deviation is not None:
+        return task
+    deviation = measure_residual_deviation(network, source, task)
+    section = task.diffusion.model_copy(update={"residual_deviation": deviation})
+    return task.model_copy(update={"diffusion": section})
+
+
+@torch.no_grad()
+def measure_residual_deviation(
+    network: Autoencoder, source: SliceDataModule, task: Task
+) -> float:
+    """Root mean square of ``z_0 - z_lr`` in the refined regions of training samples.
+
+    Args:
+        network: the trained autoencoder, its latent scale in the task.
+        source: where the samples come from.
+        task: precision, threshold and window.
+    """
+    device = next(network.parameters()).device
+    engine = Engine(task, network, checkpoint.build_qdm(task)).to(device).eval()
+    squares, count = 0.0, 0
+    for sample in source.samples(RESIDUAL_SAMPLES):
+        hr, lr = sample["hr"][None].to(device), sample["lr"][None].to(device)
+        with autocast(device, task.training.precision):
+            z_0, z_lr = engine.encode(hr), engine.encode(engine.upsample(lr))
+        refined = engine.index(engine.quadtree(lr), z_lr).refined
+        squares += float((((z_0 - z_lr) ** 2) * refined).sum())
+        count += int(refined.sum()) * z_lr.shape[1]
+    deviation = round(max(squares / max(count, 1), 1e-6) ** 0.5, 4)
+    log.info("residual_deviation measured over %d slices: %s", RESIDUAL_SAMPLES, deviation)
+    return deviation
 
 
 @torch.no_grad()
