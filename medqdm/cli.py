@@ -36,6 +36,17 @@ class Format(StrEnum):
     mha = "mha"
 
 
+class Sampler(StrEnum):
+    """In which regions the downstream runs at which steps."""
+
+    uniform = "uniform"
+    tss = "tss"
+    gain = "gain"
+    groups = "groups"
+    random = "random"
+    upstream = "upstream"
+
+
 class Precision(StrEnum):
     """Precisions of the networks."""
 
@@ -105,6 +116,21 @@ def enhance(  # noqa: PLR0913, PLR0917  (one option each)
         Optional[int],  # noqa: UP045
         typer.Option(min=1, help="Tiles at once; default: as many as memory holds."),
     ] = None,
+    sampler: Annotated[
+        Optional[Sampler],  # noqa: UP045
+        typer.Option(help="Which regions run at which steps; default: the task's."),
+    ] = None,
+    steps: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Sampling steps; default: the task's, all with --sampler."),
+    ] = None,
+    consistency: Annotated[
+        bool, typer.Option("--consistency", help="Draw the output, reduced, nearer to the input.")
+    ] = False,
+    uncertainty: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(metavar="N", help="Draw N samples, write their deviation in HU."),
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Enhance a CT series in plane and write a new one; the input is never touched."""
@@ -124,6 +150,10 @@ def enhance(  # noqa: PLR0913, PLR0917  (one option each)
         settings=settings or (),
         precision=precision.value,
         batch_size=batch_size,
+        sampler=sampler.value if sampler else None,
+        steps=steps,
+        consistency=consistency,
+        uncertainty=uncertainty,
         overwrite=overwrite,
         announce=_announce,
         track=lambda done, total: _progress(done, total, "slices"),
@@ -206,6 +236,18 @@ def evaluate(  # noqa: PLR0913, PLR0917  (one option each)
     use_lpips: Annotated[
         bool, typer.Option("--lpips", help="LPIPS too (needs its weights).")
     ] = False,
+    samplers: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            metavar="ROWS",
+            help="Compare samplers instead: default, names of rows, or 'NAME: KEY=VALUE ...'; "
+            "repeatable.",
+        ),
+    ] = None,
+    student: Annotated[
+        Optional[list[Path]],  # noqa: UP045
+        typer.Option(help="With --samplers: weights of a distilled model; repeatable."),
+    ] = None,
     settings: Set = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -213,6 +255,25 @@ def evaluate(  # noqa: PLR0913, PLR0917  (one option each)
     from medqdm.evaluate import evaluate_weights
 
     _end_cleanly_on_sigterm()
+    if samplers or student:
+        if roi is not None or use_lpips:
+            raise MedQDMError(
+                "--samplers: must go without --roi and --lpips, got one of them; leave it out"
+            )
+        _evaluate_samplers(
+            data,
+            out,
+            samplers=samplers or ["default"],
+            students=student or (),
+            task=task,
+            weights=weights,
+            device=device,
+            seed=seed,
+            limit=limit,
+            settings=settings or (),
+            overwrite=overwrite,
+        )
+        return
     found = evaluate_weights(
         data,
         out,
@@ -236,6 +297,32 @@ def evaluate(  # noqa: PLR0913, PLR0917  (one option each)
         )
     console.print(table)
     console.print(f"written to {out}: results.md, results.json, pictures.png", soft_wrap=True)
+
+
+def _evaluate_samplers(data: Path, out: Path, **options: Any) -> None:
+    from medqdm.evaluate import compare_samplers
+
+    found = compare_samplers(
+        data,
+        out,
+        **options,
+        announce=_say,
+        track=lambda blocks, total: _progress(blocks, total, "patients"),
+    )
+    columns = {
+        "psnr_db": ("PSNR [dB]", ".2f"),
+        "edge_rise_ratio": ("edge / truth", ".2f"),
+        "region_steps": ("region-steps", ".0f"),
+        "seconds": ("s/slice", ".2f"),
+    }
+    table = Table("", *(title for title, _ in columns.values()), box=None)
+    for name, measured in found.results.items():
+        means = [(measured.mean(metric), style) for metric, (_, style) in columns.items()]
+        cells = ["-" if value is None else f"{value:{style}}" for value, style in means]
+        table.add_row(name, *cells, style="bold" if name == found.best() else None)
+    console.print(table)
+    console.print(f"best: {found.best()}", highlight=False)
+    console.print(f"written to {out}: samplers.md, samplers.json, samplers.png", soft_wrap=True)
 
 
 @app.command()

@@ -288,6 +288,12 @@ class SamplerSection(Section):
     groups: GroupsSection = GroupsSection()
     random_share: Probability = 0.25
     """``random``: share of the regions that run at each step."""
+    correlation_mm: NonNegativeFloat = 20.0
+    """Distance of slices, along their normal, at which their noise is independent; nearer ones
+    share some of it (``diffusion.noise``). 0: each slice has noise of its own."""
+    steady: Literal["none", "max", "median"] = "none"
+    """What a cell takes of its own slice's quadtree and the two beside it, so that refined regions
+    do not flicker (``diffusion.quadtree.steady``)."""
 
 
 class DiffusionSection(Section):
@@ -311,6 +317,9 @@ class DiffusionSection(Section):
     gamma: Probability = 1.0
     """1: ancestral sampling; 0: deterministic after the first noise."""
     sampler: SamplerSection = SamplerSection()
+    consistency: NonNegativeInt = 0
+    """Iterations of back-projection that draw the output, reduced, nearer to the input
+    (``diffusion.consistency``); 0: none."""
     published_masking: bool = False
     """True: one input scale for all pixels and the ancestral mean outside the refined regions, as
     published weights expect; False: both follow the mask."""

@@ -105,22 +105,19 @@ class Engine(nn.Module):
         self,
         lr: Image,
         threshold: float | Float[Tensor, " b"] | None = None,
-        refined: Bool[Tensor, "b hc wc"] | None = None,
+        difficulty: Int[Tensor, "b hc wc"] | None = None,
     ) -> Quadtree:
         """The quadtree of LR images.
 
         Args:
             lr: (b, 1, h, w) in [-1, 1].
             threshold: instead of the task's.
-            refined: (b, h / 2, w / 2) cells to refine, where the images alone do not decide it
-                (``diffusion.quadtree.steady``); None: those that the threshold gives.
+            difficulty: (b, h / 2, w / 2) levels on which each cell is split, where the images alone
+                do not decide it (``diffusion.quadtree.steady``); cells split on all are refined.
         """
-        settings = self.task.quadtree
-        if threshold is None:
-            threshold = threshold_for(lr, settings.threshold, settings.noise_factor)
-        tree = Quadtree(lr, threshold, num_levels=settings.num_levels, inclusive=settings.inclusive)
-        if refined is not None:
-            tree.refined = refined
+        tree = quadtree_of(self.task, lr, threshold)
+        if difficulty is not None:
+            tree.difficulty = difficulty
         return tree
 
     def condition(self, lr: Image) -> Latent:
@@ -206,7 +203,7 @@ class Engine(nn.Module):
         noise: Noise,
         *,
         threshold: float | None = None,
-        refined: Bool[Tensor, "b hc wc"] | None = None,
+        difficulty: Int[Tensor, "b hc wc"] | None = None,
     ) -> Enhanced:
         """Super-resolve LR images.
 
@@ -214,10 +211,10 @@ class Engine(nn.Module):
             lr: (b, 1, h, w) in [-1, 1]; sides multiples of ``task.lr_multiple``.
             noise: draw k -> standard normal (b, c, h', w') at latent size; see ``sample``.
             threshold: quadtree threshold instead of the task's.
-            refined: see ``quadtree``.
+            difficulty: see ``quadtree``.
         """
         z_lr = self.encode(self.upsample(lr))
-        tree = self.quadtree(lr, threshold, refined)
+        tree = self.quadtree(lr, threshold, difficulty)
         index = self.index(tree, z_lr)
         policy = self.policy(lr, z_lr, index, noise, tree)
         z_0 = self.denoise(lr, z_lr, index, noise, policy)
@@ -325,7 +322,7 @@ def uncertainty(
     lr: Image,
     noises: Sequence[Noise],
     *,
-    refined: Bool[Tensor, "b hc wc"] | None = None,
+    difficulty: Int[Tensor, "b hc wc"] | None = None,
 ) -> tuple[Enhanced, Float[Tensor, "b 1 hs ws"]]:
     """How much of an output is chance: its standard deviation over draws.
 
@@ -335,7 +332,7 @@ def uncertainty(
         engine: of the task.
         lr: (b, 1, h, w) in [-1, 1].
         noises: one per draw, each as ``Engine.enhance`` takes it; two or more.
-        refined: see ``Engine.quadtree``.
+        difficulty: see ``Engine.quadtree``.
 
     Returns:
         The first draw as ``Engine.enhance`` gives it, and the deviation per pixel in HU.
@@ -346,7 +343,7 @@ def uncertainty(
     if len(noises) < 2:
         raise MedQDMError(f"uncertainty: must be 2 draws or more, got {len(noises)}; ask for 2")
     z_lr = engine.encode(engine.upsample(lr))
-    tree = engine.quadtree(lr, refined=refined)
+    tree = engine.quadtree(lr, difficulty=difficulty)
     index = engine.index(tree, z_lr)
     plans = [engine.policy(lr, z_lr, index, noise, tree) for noise in noises]
     latents = [
@@ -360,6 +357,16 @@ def uncertainty(
 
 def _channels_last(image: Tensor) -> Tensor:
     return image.contiguous(memory_format=torch.channels_last)
+
+
+def quadtree_of(
+    task: Task, lr: Image, threshold: float | Float[Tensor, " b"] | None = None
+) -> Quadtree:
+    """The quadtree of LR images as a task wants it; see ``Engine.quadtree``."""
+    settings = task.quadtree
+    if threshold is None:
+        threshold = threshold_for(lr, settings.threshold, settings.noise_factor)
+    return Quadtree(lr, threshold, num_levels=settings.num_levels, inclusive=settings.inclusive)
 
 
 def is_bf16_fast(device: torch.device) -> bool:

@@ -1,13 +1,15 @@
 """Enhance: the pipeline from a series to its super-resolved series, in one call."""
 
+import hashlib
 import json
 import math
 import platform
+import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,11 @@ from medqdm import io, metrics, picture
 from medqdm.config import Precision, load_task
 from medqdm.enhancer import EnhancedSlice, Enhancer
 from medqdm.errors import MedQDMError
-from medqdm.io.whole import check_folder, whole_folder
+from medqdm.io.whole import check_folder
+from medqdm.sampling import settings_of
 from medqdm.streaming import map_behind
 from medqdm.version import __version__
-from medqdm.volume import SliceStack, Volume
+from medqdm.volume import Volume
 
 WEIGHTS_FOLDER = Path(__file__).parent / "weights"
 
@@ -47,7 +50,8 @@ class Summary:
     """What a run did, in numbers; grows with each slice.
 
     ``mean_shift_hu`` and ``lr_consistency_hu`` compare the output, reduced by area to the input's
-    grid, with the input. ``redone`` counts the slices that were not finite in bf16.
+    grid, with the input. ``redone`` counts the slices that were not finite in bf16. ``finished``
+    holds the figures of an earlier run where there was nothing left to do.
     """
 
     num_slices: int = 0
@@ -60,6 +64,7 @@ class Summary:
     clipped: int = 0
     redone: int = 0
     warnings: list[str] = field(default_factory=list)
+    finished: dict[str, float | int] | None = None
 
     def add(self, done: EnhancedSlice, lr_hu: NDArray[np.float32]) -> None:
         """Count one more slice."""
@@ -75,6 +80,8 @@ class Summary:
 
     def numbers(self) -> dict[str, float | int]:
         """The summary's figures under the names of run.json."""
+        if self.finished is not None:
+            return dict(self.finished)
         return {
             "slices": self.num_slices,
             "seconds_per_slice": round(self.seconds / max(1, self.num_slices), 3),
@@ -91,40 +98,57 @@ class Summary:
             self.warnings.append(f"{slices} slice(s) overflowed in bf16 and were done in fp32")
 
 
-class RefinedCells:
-    """The refined cells of all slices, a bit each."""
+class SliceArchive:
+    """An npz file of one array ``(z, rows, columns)``, slice by slice: memory stays flat.
 
-    def __init__(self) -> None:
-        self._bits: list[NDArray[np.uint8]] = []
-        self._shape = (0, 0)
+    Args:
+        name: of the array.
+        num_slices: z.
+    """
 
-    def add(self, refined: NDArray[np.bool_]) -> None:
-        """Take the cells ``(rows, columns)`` of the next slice."""
-        self._shape = refined.shape[0], refined.shape[1]
-        self._bits.append(np.packbits(refined))
+    def __init__(self, name: str, num_slices: int) -> None:
+        self._num_slices = num_slices
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115  (``close`` closes it)
+        self._archive = zipfile.ZipFile(self._file, "w", zipfile.ZIP_DEFLATED)
+        self._array = self._archive.open(f"{name}.npy", "w", force_zip64=True)
+        self._is_empty = True
+
+    def add(self, image: NDArray[Any]) -> None:
+        """Take the next slice ``(rows, columns)``."""
+        if self._is_empty:
+            header = np.lib.format.header_data_from_array_1_0(image)
+            header["shape"] = (self._num_slices, *image.shape)
+            np.lib.format.write_array_header_1_0(self._array, header)
+            self._is_empty = False
+        self._array.write(np.ascontiguousarray(image).tobytes())
 
     def save(self, path: Path) -> None:
-        """Write ``refined``, ``(z, rows, columns)`` bool, as a compressed npz file."""
-        header = {"descr": "|b1", "fortran_order": False, "shape": (len(self._bits), *self._shape)}
-        with (
-            zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
-            archive.open("refined.npy", "w", force_zip64=True) as file,
-        ):
-            np.lib.format.write_array_header_1_0(file, header)
-            for bits in self._bits:
-                file.write(np.unpackbits(bits, count=math.prod(self._shape)).tobytes())
+        """Write the file, once all slices are there."""
+        self._array.close()
+        self._archive.close()
+        self._file.seek(0)
+        with path.open("wb") as out:
+            shutil.copyfileobj(self._file, out)
+
+    def close(self) -> None:
+        """Give the draft up."""
+        self._array.close()
+        self._archive.close()
+        self._file.close()
 
 
 Track = Callable[[Iterable[EnhancedSlice], int], Iterable[EnhancedSlice]]
-FORMATS = {"dicom": "", "nifti": ".nii.gz", "nrrd": ".nrrd", "mha": ".mha"}
 
 
-def enhance_volume(
+def enhance_volume(  # noqa: PLR0913  (all by keyword but three)
     enhancer: Enhancer,
     volume: Volume,
     out: Path,
     *,
     file_format: str = "dicom",
+    transfer_syntax: str = "explicit",
+    dates: str = "now",
+    resume: bool = False,
     overwrite: bool = False,
     track: Track = lambda slices, _total: slices,
 ) -> Summary:
@@ -132,101 +156,135 @@ def enhance_volume(
 
     The folder holds the DICOM series (or ``enhanced.nii.gz``, ``.nrrd``, ``.mha``), ``run.json``
     (what was done, with what), ``comparison.png`` (the middle slice before and after) and
-    ``refined.npz`` (``refined``: ``(z, rows, columns)`` bool cells of 2 x 2 input pixels).
+    ``refined.npz`` (``refined``: ``(z, rows, columns)`` bool cells of 2 x 2 input pixels); with
+    several draws ``uncertainty.npz`` too (``deviation_hu``: their standard deviation per output
+    pixel, ``(z, y, x)`` float16 in HU).
 
     Args:
         enhancer: the loaded model.
         volume: the input; its files are never touched.
         out: the folder.
-        file_format: one of ``FORMATS``.
+        file_format: one of ``io.FORMATS``.
+        transfer_syntax: of a DICOM series, see ``io.SeriesSettings``.
+        dates: of a DICOM series, see ``io.SeriesSettings``.
+        resume: go on where an interrupted run with the same input, weights and settings stopped,
+            do nothing if it ended well, and keep what is done if this one is interrupted.
         overwrite: replace a folder that has files in it, at the very end.
         track: wraps the slices as they come, with their number, to show progress.
 
     Raises:
         MedQDMError: the output folder is in use, or the format cannot hold this geometry.
     """
-    if file_format not in FORMATS:
-        raise MedQDMError(f"--format: must be one of {', '.join(FORMATS)}, got {file_format!r}")
     enhancer.prepare(volume)
-    summary = Summary(warnings=enhancer.warnings(volume))
-    middle = len(volume.hu) // 2
-    kept: dict[str, EnhancedSlice] = {}
-    refined = RefinedCells()
-
-    def count(done: EnhancedSlice) -> NDArray[np.float32]:
-        summary.add(done, volume.hu[done.z])
-        refined.add(done.refined)
-        if done.z == middle:
-            kept["middle"] = done
-        return done.hu
-
-    def pixels() -> Iterator[NDArray[np.float32]]:
-        yield from map_behind(count, track(enhancer.slices(volume), len(volume.hu)), 1)
-
-    def add_files(folder: Path) -> None:
-        summary.count_redone(len(enhancer.redone))
-        refined.save(folder / "refined.npz")
-        done = kept["middle"]
-        figure = picture.compare(
-            volume.hu[middle],
-            done.hu,
-            done.refined,
-            enhancer.task.hu_window,
-            title=f"slice {middle + 1} of {len(volume.hu)}, {enhancer.task.name}, "
-            "not for diagnostic use",
-        )
-        picture.save(figure, folder / "comparison.png")
+    settings = _series_settings(enhancer, transfer_syntax, dates)
+    identity = _identity(enhancer, volume, settings, file_format)
+    if resume and (run := _finished(out, identity)):
+        return Summary(num_slices=len(volume.hu), finished=run["summary"], warnings=run["warnings"])
+    with io.open_output(
+        volume,
+        out,
+        settings,
+        identity=identity,
+        facts={"batch_size": enhancer.batch_size},
+        file_format=file_format,
+        resume=resume,
+        overwrite=overwrite,
+    ) as output:
+        summary = _enhance_into(output, enhancer, volume, track)
+        output.finish()
+        summary.clipped = output.num_clipped
+        _add_companions(output, enhancer, volume)
         run = run_record(enhancer, volume, summary, file_format)
-        (folder / "run.json").write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
-
-    if file_format == "dicom":
-
-        def finish(folder: Path, report: io.WriteReport) -> None:
-            summary.clipped = report.num_clipped
-            add_files(folder)
-
-        io.write_series(
-            volume,
-            pixels(),
-            out,
-            upscale=enhancer.task.upscale,
-            description=describe(enhancer),
-            software_version=__version__,
-            weights_id=enhancer.sha256[:12],
-            uid_entropy=[enhancer.sha256, __version__, enhancer.task.model_dump_json(),
-                         str(enhancer.seed), enhancer.device.type, enhancer.precision],
-            overwrite=overwrite,
-            extra=finish,
-        )  # fmt: skip
-        return summary
-    with (
-        whole_folder(out, overwrite=overwrite) as folder,
-        _on_disk(volume, pixels(), enhancer.task.upscale, folder) as enlarged,
-    ):
-        io.write(volume, enlarged, folder / f"enhanced{FORMATS[file_format]}")
-        add_files(folder)
+        run["output"] |= {"transfer_syntax": transfer_syntax, "identity": identity}
+        text = json.dumps(run, indent=2) + "\n"
+        (output.folder / io.RUN_FILE).write_text(text, encoding="utf-8")
     return summary
 
 
-@contextmanager
-def _on_disk(
-    volume: Volume, slices: Iterable[NDArray[np.float32]], upscale: int, folder: Path
-) -> Iterator[Volume]:
-    """The enhanced volume, rounded to int16 and in a temporary file, not in memory."""
-    z, height, width = volume.shape
-    shape = z, height * upscale, width * upscale
-    slice_bytes = 2 * shape[1] * shape[2]
-    limits = np.iinfo(np.int16)
-    with tempfile.TemporaryFile(dir=folder) as file:
-        for hu in slices:
-            file.write(np.rint(hu).clip(limits.min, limits.max).astype(np.int16).tobytes())
+def _enhance_into(output: io.Output, enhancer: Enhancer, volume: Volume, track: Track) -> Summary:
+    """Write the slices that are not there yet; the figures of all."""
+    summary = Summary(warnings=enhancer.warnings(volume))
+    start = len(output.notes)
+    if start:
+        summary = Summary(**output.notes[-1]["summary"])
+        enhancer.take_batch_size(output.facts["batch_size"])
 
-        def read(z: int) -> NDArray[np.float32]:
-            file.seek(z * slice_bytes)
-            words = np.frombuffer(file.read(slice_bytes), dtype=np.int16)
-            return words.reshape(shape[1:]).astype(np.float32)
+    def measure(done: EnhancedSlice) -> tuple[EnhancedSlice, dict[str, Any]]:
+        summary.add(done, volume.hu[done.z])
+        note = {"summary": asdict(summary), "redone": done.z in enhancer.redone}
+        return done, note
 
-        yield volume.with_pixels(SliceStack(shape, np.float32, read))
+    def take(measured: tuple[EnhancedSlice, dict[str, Any]]) -> None:
+        done, note = measured
+        arrays = {"refined": done.refined}
+        if done.deviation_hu is not None:
+            arrays["deviation_hu"] = done.deviation_hu.astype(np.float16)
+        output.take(done.z, done.hu, arrays, note)
+
+    slices = track(enhancer.slices(volume, start=start), len(volume.hu) - start)
+    for _ in map_behind(take, map_behind(measure, slices, 1), io.SLICES_BEHIND):
+        pass
+    summary.count_redone(sum(note["redone"] for note in output.notes))
+    return summary
+
+
+def _add_companions(output: io.Output, enhancer: Enhancer, volume: Volume) -> None:
+    """What lies beside the enhanced pixels: the cells, the deviation and a picture."""
+    archives = {"refined": "refined"}
+    if enhancer.draws > 1:
+        archives["deviation_hu"] = "uncertainty"
+    for array, name in archives.items():
+        with closing(SliceArchive(array, len(volume.hu))) as archive:
+            for image in output.arrays(array):
+                archive.add(image)
+            archive.save(output.folder / f"{name}.npz")
+    middle = len(volume.hu) // 2
+    figure = picture.compare(
+        volume.hu[middle],
+        output.hu(middle),
+        output.array("refined", middle),
+        enhancer.task.hu_window,
+        title=f"slice {middle + 1} of {len(volume.hu)}, {enhancer.task.name}, "
+        "not for diagnostic use",
+    )
+    picture.save(figure, output.folder / "comparison.png")
+
+
+def _series_settings(enhancer: Enhancer, transfer_syntax: str, dates: str) -> io.SeriesSettings:
+    return io.SeriesSettings(
+        upscale=enhancer.task.upscale,
+        description=describe(enhancer),
+        software_version=__version__,
+        weights_id=enhancer.sha256[:12],
+        uid_entropy=(enhancer.sha256, __version__, enhancer.task.model_dump_json(),
+                     str(enhancer.seed), enhancer.device.type, enhancer.precision),
+        transfer_syntax=transfer_syntax,
+        dates=dates,
+    )  # fmt: skip
+
+
+def _identity(
+    enhancer: Enhancer, volume: Volume, settings: io.SeriesSettings, file_format: str
+) -> str:
+    """A digest of all that the files of an output depend on."""
+    parts = [io.identify(volume, settings), settings.transfer_syntax, settings.dates, file_format,
+             str(enhancer.draws)]  # fmt: skip
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def _finished(out: Path, identity: str) -> dict[str, Any] | None:
+    """The run.json of the very same run, if it ended and its slices are still there."""
+    try:
+        run: dict[str, Any] = json.loads((out / io.RUN_FILE).read_text(encoding="utf-8"))
+        output, num_slices = run["output"], run["input"]["shape_zyx"][0]
+        if output["identity"] != identity:
+            return None
+        is_dicom = output["format"] == "dicom"
+        expected = num_slices if is_dicom else 1
+        found = len(list(out.glob("IM*.dcm" if is_dicom else "enhanced.*")))
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return None
+    return run if found == expected else None
 
 
 def load_enhancer(
@@ -238,6 +296,7 @@ def load_enhancer(
     settings: Sequence[str],
     precision: Precision = "auto",
     batch_size: int | None = None,
+    draws: int = 1,
 ) -> Enhancer:
     """The model that a user means by ``--task`` and ``--weights``.
 
@@ -249,6 +308,7 @@ def load_enhancer(
         settings: ``key=value`` changes to the task that the weights carry.
         precision: see ``Enhancer``.
         batch_size: see ``Enhancer``.
+        draws: see ``Enhancer``.
 
     Raises:
         MedQDMError: no such weights, or weights of another factor than the task's.
@@ -261,6 +321,7 @@ def load_enhancer(
         seed=seed,
         overrides=settings,
         batch_size=batch_size,
+        draws=draws,
     )
     if weights and task and load_task(task).upscale != enhancer.task.upscale:
         raise MedQDMError(
@@ -284,6 +345,13 @@ def enhance_series(  # noqa: PLR0913  (all by keyword but two)
     settings: Sequence[str] = (),
     precision: Precision = "auto",
     batch_size: int | None = None,
+    sampler: str | None = None,
+    steps: int | None = None,
+    consistency: bool = False,
+    uncertainty: int | None = None,
+    transfer_syntax: str = "explicit",
+    dates: str = "now",
+    resume: bool = False,
     overwrite: bool = False,
     announce: Callable[[Enhancer, Volume], None] = lambda _enhancer, _volume: None,
     track: Track = lambda slices, _total: slices,
@@ -297,12 +365,19 @@ def enhance_series(  # noqa: PLR0913  (all by keyword but two)
         weights: a weights file instead; with a task, it must be of the task's factor.
         device: see ``choose_device``.
         seed: of the noise.
-        file_format: one of ``FORMATS``.
+        file_format: one of ``io.FORMATS``.
         series_uid: SeriesInstanceUID, where the folder holds several series.
         slice_axis: array axis across slices, where a NIfTI, NRRD or MetaImage file does not tell.
         settings: ``key=value`` changes to the task that the weights carry.
         precision: ``auto``, ``fp32`` or ``bf16``; see ``Enhancer``.
         batch_size: tiles that the network gets at once; None: found, see ``Enhancer``.
+        sampler: which regions run at which steps, see ``SamplerSection``; all steps unless told.
+        steps: sampling steps; None: the task's, or all with a sampler.
+        consistency: draw the output, reduced, nearer to the input.
+        uncertainty: draws of each slice, two or more, whose deviation is written beside it.
+        transfer_syntax: of a DICOM series, see ``io.SeriesSettings``.
+        dates: of a DICOM series, see ``io.SeriesSettings``.
+        resume: go on where an interrupted run stopped, see ``enhance_volume``.
         overwrite: replace an output folder that has files in it.
         announce: called once, with the loaded model and the volume, before the work begins.
         track: wraps the slices as they come, with their number, to show progress.
@@ -310,21 +385,36 @@ def enhance_series(  # noqa: PLR0913  (all by keyword but two)
     Raises:
         MedQDMError: anything about input, weights, settings or output that the user can put right.
     """
-    check_output(Path(series), Path(out), overwrite=overwrite)
+    check_output(Path(series), Path(out), overwrite=overwrite or resume)
     volume = io.read(series, series=series_uid, slice_axis=slice_axis)
     enhancer = load_enhancer(
         task,
         weights,
         device=device,
         seed=seed,
-        settings=settings,
+        settings=[*settings_of(sampler, steps=steps, consistency=consistency), *settings],
         precision=precision,
         batch_size=batch_size,
+        draws=_checked_draws(uncertainty),
     )
     announce(enhancer, volume)
     return enhance_volume(
-        enhancer, volume, Path(out), file_format=file_format, overwrite=overwrite, track=track
+        enhancer,
+        volume,
+        Path(out),
+        file_format=file_format,
+        transfer_syntax=transfer_syntax,
+        dates=dates,
+        resume=resume,
+        overwrite=overwrite,
+        track=track,
     )
+
+
+def _checked_draws(uncertainty: int | None) -> int:
+    if uncertainty is not None and uncertainty < 2:
+        raise MedQDMError(f"--uncertainty: must be 2 draws or more, got {uncertainty}; ask for 8")
+    return uncertainty or 1
 
 
 def check_output(series: Path, out: Path, *, overwrite: bool) -> None:
@@ -344,17 +434,20 @@ def check_output(series: Path, out: Path, *, overwrite: bool) -> None:
             f"{out}: the output must not be a folder that holds the input, got one that does; "
             "choose another folder"
         )
-    check_folder(out, overwrite=overwrite, marker="run.json")
+    check_folder(out, overwrite=overwrite, marker=io.RUN_FILE)
 
 
 def describe(enhancer: Enhancer) -> str:
     """The DICOM DerivationDescription: method, version, weights and settings; no paths."""
     task = enhancer.task
+    sampler = task.diffusion.sampler
     steps = task.diffusion.sampling_steps or task.diffusion.num_steps
+    consistency = ", drawn nearer to the input" if task.diffusion.consistency else ""
     return (
         f"In-plane x{task.upscale} super-resolution by a quadtree diffusion model; detail is "
         f"synthetic. medqdm {__version__}, task {task.name}, weights sha256:{enhancer.sha256}, "
-        f"seed {enhancer.seed}, steps {steps}, gamma {task.diffusion.gamma:g}, "
+        f"seed {enhancer.seed}, sampler {sampler.name}, steps {steps}, "
+        f"gamma {task.diffusion.gamma:g}{consistency}, "
         f"s {task.quadtree.threshold:g} ({task.threshold_hu:g} HU), "
         f"{enhancer.device.type} {enhancer.precision}"
     )
@@ -377,6 +470,7 @@ def run_record(
         },
         "batch_size": enhancer.batch_size,
         "seed": enhancer.seed,
+        "draws": enhancer.draws,
         "weights_sha256": enhancer.sha256,
         "task": enhancer.task.model_dump(mode="json", exclude={"training"}),
         "threshold_hu": enhancer.task.threshold_hu,

@@ -9,9 +9,10 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
+from functools import cached_property
+from itertools import chain, islice
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -21,7 +22,11 @@ from torch.nn import functional
 
 from medqdm import checkpoint
 from medqdm.config import Precision, Task, override
-from medqdm.engine import Engine, Enhanced, autocast, is_bf16_fast
+from medqdm.diffusion.consistency import back_project
+from medqdm.diffusion.noise import SliceNoise
+from medqdm.diffusion.quadtree import steady
+from medqdm.diffusion.sampler import Noise
+from medqdm.engine import Engine, Enhanced, autocast, is_bf16_fast, quadtree_of, uncertainty
 from medqdm.errors import MedQDMError
 from medqdm.streaming import map_behind, prefetch
 from medqdm.tiling import Fusion, tile_starts
@@ -45,12 +50,15 @@ class EnhancedSlice:
         refined: ``(ceil(y / 2), ceil(x / 2))`` bool: cells of 2 x 2 input pixels in which detail
             was synthesised by the downstream.
         seconds: time it took.
+        deviation_hu: ``(y * upscale, x * upscale)`` float32, standard deviation over the draws;
+            None without ``draws``.
     """
 
     z: int
     hu: NDArray[np.float32]
     refined: NDArray[np.bool_]
     seconds: float
+    deviation_hu: NDArray[np.float32] | None = None
 
 
 def choose_device(name: str) -> torch.device:
@@ -80,10 +88,12 @@ class Enhancer:
         device: see ``choose_device``.
         precision: ``fp32``, ``bf16``, or ``auto``: bf16 where the device multiplies it in hardware
             and a check on the volume finds it within 2 HU of fp32.
-        seed: of the noise; the noise of a slice depends on it and on the slice's index alone.
+        seed: of the noise; the noise of a slice depends on it and on the slice's place alone.
         overrides: ``key=value`` settings of the task that the weights carry.
         batch_size: tiles that the network gets at once; None: one on a CPU, and on a GPU as many
             as its free memory holds. Halved when memory runs out.
+        draws: samples per slice, with seed, seed + 1, ...: the first is the output, and from two
+            on their standard deviation is given with it.
 
     Attributes:
         precision: the one in use, ``fp32`` or ``bf16``.
@@ -107,7 +117,10 @@ class Enhancer:
         seed: int = 0,
         overrides: Sequence[str] = (),
         batch_size: int | None = None,
+        draws: int = 1,
     ) -> None:
+        if draws < 1:
+            raise MedQDMError(f"--uncertainty: must be 2 draws or more, got {draws}")
         if precision not in get_args(Precision):
             raise MedQDMError(f"--precision: must be auto, fp32 or bf16, got {precision!r}")
         if batch_size is not None and batch_size < 1:
@@ -125,6 +138,7 @@ class Enhancer:
         self.asked_precision: Precision = precision
         self.precision: Precision = self._wanted_precision()
         self.seed = seed
+        self.draws = draws
         self.batch_size = batch_size or TILES_PER_BATCH[self.device.type]
         self.redone: set[int] = set()
         self._finds_batch_size = batch_size is None and self.device.type == "cuda"
@@ -198,41 +212,77 @@ class Enhancer:
             self.batch_size = self._tiles_that_fit(peak / timed.lr.numel())
         self._prepared = volume
 
-    def slices(self, volume: Volume) -> Iterator[EnhancedSlice]:
+    def take_batch_size(self, tiles: int) -> None:
+        """Use the batch size of an earlier run, unless the caller gave one."""
+        if self._finds_batch_size:
+            self.batch_size = tiles
+
+    def slices(self, volume: Volume, *, start: int = 0) -> Iterator[EnhancedSlice]:
         """Enhance slice by slice, in order.
+
+        Args:
+            volume: the slices.
+            start: index of the first one that is wanted. Batches are those of a run from the first
+                slice on, so that it does not show where a run was taken up again.
 
         Raises:
             MedQDMError: the network gave NaN even in float32, or one tile does not fit into memory.
         """
         self.prepare(volume)
-        with closing(prefetch(volume.hu, SLICES_AHEAD)) as images:
-            jobs = (_SliceJob(self.task, self.seed, z, hu) for z, hu in enumerate(images))
-            yield from map_behind(_SliceJob.finish, self._run(jobs), 1)
+        positions = volume.positions_mm.tolist()
+        if start >= len(positions):
+            return
+        first, tiles_before = self._first_of_batch(volume, start)
+        indices = range(max(0, first - 1), len(positions))  # a neighbour before, for ``steady``
+        with closing(prefetch((volume.hu[z] for z in indices), SLICES_AHEAD)) as images:
+            jobs: Iterator[_SliceJob] = (
+                self._job(z, hu, positions[z]) for z, hu in zip(indices, images, strict=True)
+            )
+            if self.task.diffusion.sampler.steady != "none":
+                jobs = _steadied(jobs, self.task.diffusion.sampler.steady)
+            wanted = (job for job in jobs if job.z >= first)
+            done = (job for job in self._run(wanted, tiles_before) if job.z >= start)
+            yield from map_behind(_SliceJob.finish, done, 1)
 
-    def enhance_slice(self, hu: NDArray[np.float32], z: int = 0) -> EnhancedSlice:
-        """Enhance one slice.
+    def _first_of_batch(self, volume: Volume, start: int) -> tuple[int, int]:
+        """The slice in which the batch of slice ``start`` begins, and its tiles before that."""
+        if start == 0:
+            return 0, 0
+        tiles = len(self._job(0, np.zeros(volume.shape[1:], dtype=np.float32), 0.0).corners)
+        return divmod(start * tiles // self.batch_size * self.batch_size, tiles)
+
+    def enhance_slice(
+        self, hu: NDArray[np.float32], z: int = 0, *, position_mm: float | None = None
+    ) -> EnhancedSlice:
+        """Enhance one slice, as if it had no neighbours.
 
         Values outside the window pass by the network:
         ``out = denormalize(sr) + upsample(hu - clip(hu))``.
 
         Args:
             hu: ``(y, x)`` in HU, any size.
-            z: index of the slice, which its noise depends on.
+            z: index of the slice.
+            position_mm: of the slice along the normal (``Volume.positions_mm``), on which its
+                noise depends; None: z, as if slices lay 1 mm apart.
         """
-        (job,) = self._run([_SliceJob(self.task, self.seed, z, hu)])
+        position_mm = float(z) if position_mm is None else position_mm
+        (job,) = self._run([self._job(z, hu, position_mm)])
         return job.finish()
+
+    def _job(self, z: int, hu: NDArray[np.float32], position_mm: float) -> "_SliceJob":
+        return _SliceJob(self.task, range(self.seed, self.seed + self.draws), z, hu, position_mm)
 
     def estimate_seconds(self, volume: Volume) -> float:
         """Rough time for a volume, from the speed on its middle (see ``prepare``)."""
         self.prepare(volume)
         _, height, width = volume.shape
-        job = _SliceJob(self.task, self.seed, 0, np.zeros((height, width), dtype=np.float32))
+        job = self._job(0, np.zeros((height, width), dtype=np.float32), 0.0)
         px = len(job.corners) * math.prod(job.tile_shape)
         return self._seconds_per_px * px * len(volume.hu)
 
-    def _run(self, jobs: "Iterable[_SliceJob]") -> "Iterator[_SliceJob]":
+    def _run(self, jobs: "Iterable[_SliceJob]", tiles_before: int = 0) -> "Iterator[_SliceJob]":
         """The jobs with all their tiles done, each in fp32 if it was not finite in bf16."""
-        for job in self._complete(jobs, self.precision):
+        for job in self._complete(jobs, self.precision, tiles_before):
             if job.is_finite:
                 yield job
             else:
@@ -250,9 +300,15 @@ class Enhancer:
             )
         return again
 
-    def _complete(self, jobs: "Iterable[_SliceJob]", precision: Precision) -> "Iterator[_SliceJob]":
-        """Enhance the tiles of all jobs in batches; the jobs, in order, when their last is done."""
+    def _complete(
+        self, jobs: "Iterable[_SliceJob]", precision: Precision, tiles_before: int = 0
+    ) -> "Iterator[_SliceJob]":
+        """Enhance the tiles of all jobs in batches; the jobs, in order, when their last is done.
+
+        A job whose first tiles are left out is never done.
+        """
         tiles = (_Tile(job, y, x) for job in jobs for y, x in job.corners)
+        next(islice(tiles, tiles_before, tiles_before), None)
         waiting: list[_Tile] = []
         while waiting := waiting + list(islice(tiles, max(0, self.batch_size - len(waiting)))):
             group = waiting[: self.batch_size]
@@ -262,21 +318,36 @@ class Enhancer:
                 self._halve(group)
                 continue
             waiting = waiting[len(group) :]
-            sr, refined = result.sr[:, 0].cpu(), result.refined.cpu()
+            enhanced, deviation_hu = result
+            sr, refined = enhanced.sr[:, 0].cpu(), enhanced.refined.cpu()
+            spread = None if deviation_hu is None else deviation_hu[:, 0].cpu()
             seconds = (time.monotonic() - began) / len(group)
             for k, tile in enumerate(group):
-                tile.job.add(tile, sr[k], refined[k], seconds)
+                tile.job.add(
+                    tile, sr[k], refined[k], seconds, None if spread is None else spread[k]
+                )
                 if tile.job.is_complete:
                     yield tile.job
 
-    def _try(self, group: "Sequence[_Tile]", precision: Precision) -> Enhanced | None:
-        """A batch through the network; None if memory ran out."""
+    def _try(
+        self, group: "Sequence[_Tile]", precision: Precision
+    ) -> tuple[Enhanced, Tensor | None] | None:
+        """A batch through the network, and its deviation in HU; None if memory ran out."""
         lr = torch.stack([tile.lr for tile in group])[:, None].to(self.device)
+        steady = self.task.diffusion.sampler.steady != "none"
+        difficulty = (
+            torch.stack([tile.difficulty for tile in group]).to(self.device) if steady else None
+        )
+
+        def noise_of(draw: int) -> Noise:
+            return lambda k: torch.stack([tile.noise(k, draw) for tile in group]).to(self.device)
+
         try:
             with autocast(self.device, precision):
-                return self.engine.enhance(
-                    lr, lambda k: torch.stack([tile.noise(k) for tile in group]).to(self.device)
-                )
+                if self.draws == 1:
+                    return self.engine.enhance(lr, noise_of(0), difficulty=difficulty), None
+                noises = [noise_of(draw) for draw in range(self.draws)]
+                return uncertainty(self.engine, lr, noises, difficulty=difficulty)
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
@@ -302,7 +373,7 @@ class Enhancer:
             self.precision = "fp32"
 
     def _run_crop(self, crop: NDArray[np.float32], precision: Precision) -> "_SliceJob":
-        (job,) = self._complete([_SliceJob(self.task, self.seed, 0, crop)], precision)
+        (job,) = self._complete([self._job(0, crop, 0.0)], precision)
         return job
 
     def _tiles_that_fit(self, bytes_per_px: float) -> int:
@@ -316,11 +387,13 @@ class Enhancer:
 class _SliceJob:
     """A slice on its way through the network: its tiles, their noise, and what came back."""
 
-    def __init__(self, task: Task, seed: int, z: int, hu: NDArray[np.float32]) -> None:
+    def __init__(
+        self, task: Task, seeds: Sequence[int], z: int, hu: NDArray[np.float32], position_mm: float
+    ) -> None:
         began = time.monotonic()
         self.z = z
         self.is_finite = True
-        self._task, self._seed, self._hu = task, seed, hu
+        self._task, self._seeds, self._hu, self._position_mm = task, seeds, hu, position_mm
         normal = torch.from_numpy(task.hu_window.normalize(hu))
         self.lr = _pad_to_multiple(normal, task.lr_multiple)
         height, width = self.lr.shape
@@ -333,27 +406,54 @@ class _SliceJob:
         ]
         self.corners = [(y, x) for y in starts[0] for x in starts[1]]
         self._missing = len(self.corners)
-        latent_channels = task.autoencoder.latent_channels
-        self._noise = SliceNoise(seed, z, (latent_channels, *self._to_latent(height, width)))
-        self._fusion = Fusion(height * task.upscale, width * task.upscale)
+        canvas = task.autoencoder.latent_channels, *self._to_latent(height, width)
+        correlation_mm = task.diffusion.sampler.correlation_mm
+        self._noises = [SliceNoise(seed, position_mm, canvas, correlation_mm) for seed in seeds]
+        size = height * task.upscale, width * task.upscale
+        self._fusion = Fusion(*size)
+        self._deviation = Fusion(*size) if len(seeds) > 1 else None
         self._refined = torch.zeros(height // 2, width // 2, dtype=torch.bool)
+        self._settled: Tensor | None = None
         self.seconds = time.monotonic() - began
 
     def afresh(self) -> "_SliceJob":
         """The same slice with nothing done."""
-        return _SliceJob(self._task, self._seed, self.z, self._hu)
+        again = _SliceJob(self._task, self._seeds, self.z, self._hu, self._position_mm)
+        again._settled = self._settled
+        return again
+
+    @cached_property
+    def own_difficulty(self) -> Tensor:
+        """(h / 2, w / 2) of the quadtree of this slice alone."""
+        return quadtree_of(self._task, self.lr[None, None]).difficulty[0]
+
+    def settle(self, difficulty: Tensor) -> None:
+        """Take another difficulty than the slice's own."""
+        self._settled = difficulty
+
+    @property
+    def difficulty(self) -> Tensor:
+        """(h / 2, w / 2) of the quadtree, as ``settle`` or the slice alone gives it."""
+        return self.own_difficulty if self._settled is None else self._settled
 
     @property
     def is_complete(self) -> bool:
         """Whether all tiles came back."""
         return self._missing == 0
 
-    def tile_noise(self, y: int, x: int, k: int) -> Tensor:
-        """Draw k for the tile whose first LR pixel is (y, x), (c, h', w') at latent size."""
+    def tile_noise(self, y: int, x: int, k: int, draw: int) -> Tensor:
+        """Noise k for the tile whose first LR pixel is (y, x), (c, h', w') at latent size."""
         (top, left), (height, width) = self._to_latent(y, x), self._to_latent(*self.tile_shape)
-        return self._noise.draw(k)[:, top : top + height, left : left + width]
+        return self._noises[draw].draw(k)[:, top : top + height, left : left + width]
 
-    def add(self, tile: "_Tile", sr: Tensor, refined: Tensor, seconds: float) -> None:
+    def add(
+        self,
+        tile: "_Tile",
+        sr: Tensor,
+        refined: Tensor,
+        seconds: float,
+        deviation_hu: Tensor | None = None,
+    ) -> None:
         """Take a tile's result in.
 
         Args:
@@ -361,10 +461,15 @@ class _SliceJob:
             sr: (h * upscale, w * upscale) in [-1, 1].
             refined: (h / 2, w / 2) bool.
             seconds: it took.
+            deviation_hu: like sr, where there are several draws.
         """
         (y, x), (height, width) = (tile.y, tile.x), self.tile_shape
         self.is_finite &= bool(torch.isfinite(sr).all())
-        self._fusion.add(sr, y * self._task.upscale, x * self._task.upscale)
+        corner = y * self._task.upscale, x * self._task.upscale
+        self._fusion.add(sr, *corner)
+        if self._deviation is not None and deviation_hu is not None:
+            self.is_finite &= bool(torch.isfinite(deviation_hu).all())
+            self._deviation.add(deviation_hu, *corner)
         area = (slice(y // 2, (y + height) // 2), slice(x // 2, (x + width) // 2))
         self._refined[area] |= refined
         self.seconds += seconds
@@ -375,7 +480,12 @@ class _SliceJob:
         began = time.monotonic()
         window, upscale = self._task.hu_window, self._task.upscale
         height, width = self._hu.shape
-        out = window.denormalize(self._fusion.result()[: height * upscale, : width * upscale])
+        area = slice(height * upscale), slice(width * upscale)
+        fused = self._fusion.result()
+        if iterations := self._task.diffusion.consistency:
+            lr = self.lr[None, None]
+            fused = back_project(fused[None, None], lr, iterations=iterations)[0, 0]
+        out = window.denormalize(fused[area])
         outside = torch.from_numpy(self._hu - window.clip(self._hu))
         if outside.any():
             # bilinear: a bicubic would draw a dark ring around metal
@@ -383,8 +493,9 @@ class _SliceJob:
                 outside[None, None], size=out.shape, mode="bilinear", align_corners=False
             )[0, 0]
         refined = self._refined[: math.ceil(height / 2), : math.ceil(width / 2)]
+        deviation = None if self._deviation is None else self._deviation.result()[area].numpy()
         seconds = self.seconds + time.monotonic() - began
-        return EnhancedSlice(self.z, out.numpy(), refined.numpy(), seconds)
+        return EnhancedSlice(self.z, out.numpy(), refined.numpy(), seconds, deviation)
 
     def _to_latent(self, y: int, x: int) -> tuple[int, int]:
         upscale, compression = self._task.upscale, self._task.autoencoder.compression
@@ -404,35 +515,28 @@ class _Tile(NamedTuple):
         height, width = self.job.tile_shape
         return self.job.lr[self.y : self.y + height, self.x : self.x + width]
 
-    def noise(self, k: int) -> Tensor:
-        """Draw k, (c, h', w') on the CPU."""
-        return self.job.tile_noise(self.y, self.x, k)
+    @property
+    def difficulty(self) -> Tensor:
+        """(h / 2, w / 2) levels on which the cells are split."""
+        height, width = self.job.tile_shape
+        rows = slice(self.y // 2, (self.y + height) // 2)
+        return self.job.difficulty[rows, self.x // 2 : (self.x + width) // 2]
+
+    def noise(self, k: int, draw: int) -> Tensor:
+        """Noise k of a draw, (c, h', w') on the CPU."""
+        return self.job.tile_noise(self.y, self.x, k, draw)
 
 
-class SliceNoise:
-    """Standard normal noise on the latent canvas of a whole slice.
-
-    Tiles cut theirs out of it, so that overlapping tiles agree. Draw k of slice z depends on
-    (seed, z, k) alone: not on tiles, batches, devices or what was enhanced before.
-
-    Args:
-        seed: of the run.
-        z: index of the slice.
-        shape: (c, h, w) of the canvas.
-    """
-
-    def __init__(self, seed: int, z: int, shape: tuple[int, int, int]) -> None:
-        self._entropy = (seed, z)
-        self._shape = shape
-        self._draws: dict[int, Tensor] = {}
-
-    def draw(self, k: int) -> Tensor:
-        """Draw k, (c, h, w) float32 on the CPU."""
-        if k not in self._draws:
-            state = np.random.SeedSequence((*self._entropy, k)).generate_state(1, np.uint64)
-            generator = torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
-            self._draws[k] = torch.randn(self._shape, generator=generator)
-        return self._draws[k]
+def _steadied(jobs: "Iterable[_SliceJob]", pick: Literal["max", "median"]) -> "Iterator[_SliceJob]":
+    """The jobs, each with a difficulty that its neighbours have a say in."""
+    before: _SliceJob | None = None
+    job: _SliceJob | None = None
+    for after in chain(jobs, [None]):
+        if job is not None:
+            near = [before or job, job, after or job]
+            job.settle(steady(torch.stack([n.own_difficulty for n in near]), pick)[1])
+            yield job
+        before, job = job, after
 
 
 def _middle(image: NDArray[np.float32], side: int) -> NDArray[np.float32]:

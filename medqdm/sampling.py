@@ -16,7 +16,27 @@ from medqdm.models.windows import PATCH, WINDOW, WINDOW_TOKENS, WindowIndex
 Latent = Float[Tensor, "b c h w"]
 Tokens = Int[Tensor, "b rows columns"]
 
+CONSISTENCY_ITERATIONS = 3
 RANDOM_DRAW = 1000  # number of the first noise draw that ``random`` picks its regions by
+
+
+def settings_of(
+    sampler: str | None, *, steps: int | None = None, consistency: bool = False
+) -> list[str]:
+    """The ``key=value`` settings behind a user's short options.
+
+    Args:
+        sampler: ``diffusion.sampler.name``; it takes all steps unless told how many, whatever the
+            task's default is. None: the task's sampler and steps.
+        steps: ``diffusion.sampling_steps``.
+        consistency: draw the output nearer to the input (``diffusion.consistency``).
+    """
+    found = [] if sampler is None else [f"diffusion.sampler.name={sampler}"]
+    if sampler is not None or steps is not None:
+        found.append(f"diffusion.sampling_steps={'null' if steps is None else steps}")
+    if consistency:
+        found.append(f"diffusion.consistency={CONSISTENCY_ITERATIONS}")
+    return found
 
 
 def make_policy(

@@ -211,6 +211,13 @@ class Volume:
         return np.diff(self.origins_mm, axis=0)
 
     @property
+    def positions_mm(self) -> NDArray[np.float64]:
+        """``(z,)`` position of each slice along the normal of the slices, from LPS's origin."""
+        normal = np.cross(self.x_step_mm, self.y_step_mm)
+        positions: NDArray[np.float64] = self.origins_mm @ (normal / np.linalg.norm(normal))
+        return positions
+
+    @property
     def is_regular(self) -> bool:
         """Whether all slices lie one constant vector apart (to 0.01 mm): one affine fits."""
         steps = self.z_steps_mm

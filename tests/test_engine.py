@@ -234,10 +234,10 @@ def test_tasks_written_without_a_sampler_are_read_as_before() -> None:
 
 def test_cells_given_from_outside_are_refined(lr: torch.Tensor) -> None:
     engine = make("diffusion.sampling_steps=2")
-    cells = torch.zeros(2, 8, 16, dtype=torch.bool)
-    cells[0, 3, 12] = True
-    found = engine.enhance(lr, noise_of(lr), refined=cells)
-    assert torch.equal(found.refined, cells)
+    difficulty = torch.zeros(2, 8, 16, dtype=torch.int64)
+    difficulty[0, 3, 11], difficulty[0, 3, 12] = 3, 4
+    found = engine.enhance(lr, noise_of(lr), difficulty=difficulty)
+    assert torch.equal(found.refined, difficulty == 4)
     assert found.cost.region_steps.tolist() == [2, 0]
 
 
@@ -250,8 +250,8 @@ def test_uncertainty_is_the_deviation_over_draws_where_noise_was(
     first, deviation = uncertainty(engine, lr, noises)
     assert torch.equal(first.sr, engine.enhance(lr, noises[0]).sr)
     assert deviation.shape == first.sr.shape
-    nothing = torch.zeros(2, 8, 16, dtype=torch.bool)
-    assert not uncertainty(engine, lr, noises, refined=nothing)[1].any()
+    nothing = torch.zeros(2, 8, 16, dtype=torch.int64)
+    assert not uncertainty(engine, lr, noises, difficulty=nothing)[1].any()
     monkeypatch.setattr(engine, "decode", lambda z, _lr: z[:, :1])
     draws = [engine.enhance(lr, noise).sr for noise in noises]
     refined = engine.quadtree(lr).at(16, 32)[:, None]

@@ -12,13 +12,13 @@ from medqdm.config import load_task
 from medqdm.degrade import degrade, draw
 from medqdm.engine import Enhanced
 from medqdm.enhance import (
-    RefinedCells,
+    SliceArchive,
     Summary,
     bundled_weights,
     enhance_series,
     enhance_volume,
 )
-from medqdm.enhancer import EnhancedSlice, Enhancer, SliceNoise, choose_device
+from medqdm.enhancer import EnhancedSlice, Enhancer, choose_device
 from medqdm.errors import MedQDMError
 from medqdm.picture import upsample_bicubic
 from medqdm.volume import Volume
@@ -37,8 +37,8 @@ def bicubic(enhancer: Enhancer, monkeypatch: pytest.MonkeyPatch) -> Enhancer:
 
     real = enhancer.engine.enhance
 
-    def enhance(lr: torch.Tensor, noise: object) -> Enhanced:
-        return real(lr, noise)._replace(sr=enhancer.engine.upsample(lr))
+    def enhance(lr: torch.Tensor, noise: object, **options: object) -> Enhanced:
+        return real(lr, noise, **options)._replace(sr=enhancer.engine.upsample(lr))
 
     monkeypatch.setattr(enhancer.engine, "enhance", enhance)
     return enhancer
@@ -80,22 +80,11 @@ def test_a_marked_voxel_stays_at_its_place_in_mm(bicubic: Enhancer, ct_series, t
     np.testing.assert_allclose(found.corners_mm(), source.corners_mm(), atol=1e-3)
 
 
-def test_noise_depends_on_seed_slice_and_draw_alone() -> None:
-    noise = SliceNoise(1, 2, (3, 8, 8))
-    assert torch.equal(noise.draw(0), SliceNoise(1, 2, (3, 8, 8)).draw(0))
-    others = [
-        SliceNoise(2, 2, (3, 8, 8)).draw(0),
-        SliceNoise(1, 3, (3, 8, 8)).draw(0),
-        noise.draw(1),
-    ]
-    assert not any(torch.equal(noise.draw(0), other) for other in others)
-
-
 def test_slices_do_not_depend_on_what_came_before(enhancer: Enhancer) -> None:
     random = np.random.default_rng(0)
     volume = Volume.from_spacing(random.normal(0, 300, (3, 16, 16)), (2, 0.7, 0.7))
     in_order = [done.hu for done in enhancer.slices(volume)]
-    alone = enhancer.enhance_slice(volume.hu[2], 2).hu
+    alone = enhancer.enhance_slice(volume.hu[2], 2, position_mm=4.0).hu
     np.testing.assert_array_equal(in_order[2], alone)
 
 
@@ -103,9 +92,9 @@ def test_overlapping_tiles_share_their_noise(enhancer: Enhancer, monkeypatch) ->
     seen = []
     real = enhancer.engine.enhance
 
-    def spy(lr: torch.Tensor, noise):
+    def spy(lr: torch.Tensor, noise, **options):
         seen.append(noise(0))
-        return real(lr, noise)
+        return real(lr, noise, **options)
 
     monkeypatch.setattr(enhancer.engine, "enhance", spy)
     enhancer.enhance_slice(np.zeros((16, 32), dtype=np.float32))
@@ -185,11 +174,11 @@ def watch(enhancer: Enhancer, monkeypatch: pytest.MonkeyPatch, most: int = 99) -
     sizes: list[int] = []
     real = enhancer.engine.enhance
 
-    def enhance(lr: torch.Tensor, noise: object) -> Enhanced:
+    def enhance(lr: torch.Tensor, noise: object, **options: object) -> Enhanced:
         sizes.append(len(lr))
         if len(lr) > most:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return real(lr, noise)
+        return real(lr, noise, **options)
 
     monkeypatch.setattr(enhancer.engine, "enhance", enhance)
     return sizes
@@ -232,7 +221,7 @@ def test_batches_are_halved_when_memory_runs_out(drawing, nine_tiles, monkeypatc
     ],
 )
 def test_one_tile_that_does_not_fit_is_told(enhancer, monkeypatch, tmp_path, error) -> None:
-    def full(_lr: torch.Tensor, _noise: object) -> Enhanced:
+    def full(_lr: torch.Tensor, _noise: object, **options: object) -> Enhanced:
         raise error
 
     monkeypatch.setattr(enhancer.engine, "enhance", full)
@@ -243,7 +232,7 @@ def test_one_tile_that_does_not_fit_is_told(enhancer, monkeypatch, tmp_path, err
 
 
 def test_other_errors_of_the_network_are_bugs(enhancer, monkeypatch) -> None:
-    def broken(_lr: torch.Tensor, _noise: object) -> Enhanced:
+    def broken(_lr: torch.Tensor, _noise: object, **options: object) -> Enhanced:
         raise RuntimeError("shapes cannot be multiplied")
 
     monkeypatch.setattr(enhancer.engine, "enhance", broken)
@@ -255,9 +244,9 @@ def shift_bf16(enhancer: Enhancer, monkeypatch: pytest.MonkeyPatch, shift_hu: fl
     """A network that is the identity in fp32 and ``shift_hu`` beside it in bf16."""
     unit, real = enhancer.task.hu_window.hu_per_unit, enhancer.engine.enhance
 
-    def enhance(lr: torch.Tensor, noise: object) -> Enhanced:
+    def enhance(lr: torch.Tensor, noise: object, **options: object) -> Enhanced:
         shift = shift_hu / unit if torch.is_autocast_enabled("cpu") else 0.0
-        return real(lr, noise)._replace(sr=enhancer.engine.upsample(lr) + shift)
+        return real(lr, noise, **options)._replace(sr=enhancer.engine.upsample(lr) + shift)
 
     monkeypatch.setattr(enhancer.engine, "enhance", enhance)
 
@@ -297,9 +286,9 @@ def test_the_check_uses_the_middle_of_the_volume(enhancer, monkeypatch) -> None:
     seen = []
     real = enhancer.engine.enhance
 
-    def spy(lr: torch.Tensor, noise: object) -> Enhanced:
+    def spy(lr: torch.Tensor, noise: object, **options: object) -> Enhanced:
         seen.append(lr)
-        return real(lr, noise)
+        return real(lr, noise, **options)
 
     monkeypatch.setattr(enhancer.engine, "enhance", spy)
     hu = np.zeros((3, 48, 64), dtype=np.float32)
@@ -317,11 +306,11 @@ def test_overflow_of_bf16_is_done_again_in_fp32(enhancer, monkeypatch, tmp_path)
 
     real = enhancer.engine.enhance
 
-    def enhance(lr: torch.Tensor, noise: object) -> Enhanced:
+    def enhance(lr: torch.Tensor, noise: object, **options: object) -> Enhanced:
         sr = enhancer.engine.upsample(lr)
         if torch.is_autocast_enabled("cpu"):
             sr = torch.where(sr > 0.5, float("nan"), sr)
-        return real(lr, noise)._replace(sr=sr)
+        return real(lr, noise, **options)._replace(sr=sr)
 
     monkeypatch.setattr(enhancer.engine, "enhance", enhance)
     enhancer.asked_precision = "bf16"
@@ -354,15 +343,129 @@ def test_settings_that_cannot_be_are_refused(weights: Path) -> None:
         Enhancer(weights, device="cpu", batch_size=0)
 
 
-def test_refined_cells_are_kept_bit_by_bit(tmp_path) -> None:
-    cells = np.random.default_rng(0).random((4, 5, 7)) < 0.5
-    kept = RefinedCells()
-    for refined in cells:
-        kept.add(refined)
-    kept.save(tmp_path / "refined.npz")
-    with np.load(tmp_path / "refined.npz") as arrays:
-        np.testing.assert_array_equal(arrays["refined"], cells)
-        assert arrays["refined"].dtype == bool
+def test_slices_are_archived_one_by_one(tmp_path) -> None:
+    random = np.random.default_rng(0)
+    for whole in (random.random((4, 5, 7)) < 0.5, random.normal(size=(3, 4, 6)).astype(np.float16)):
+        kept = SliceArchive("found", len(whole))
+        for image in whole:
+            kept.add(image[:, ::-1])
+        kept.save(tmp_path / "found.npz")
+        kept.close()
+        with np.load(tmp_path / "found.npz") as arrays:
+            np.testing.assert_array_equal(arrays["found"], whole[:, :, ::-1])
+            assert arrays["found"].dtype == whole.dtype
+
+
+def textured(shape: tuple[int, int, int], spacing_mm=(2.0, 0.7, 0.7)) -> Volume:
+    hu = np.random.default_rng(0).normal(0, 300, shape)
+    return Volume.from_spacing(hu, spacing_mm)
+
+
+def test_a_sampler_takes_all_steps_unless_told(weights: Path, ct_series, tmp_path) -> None:
+    folder = ct_series(np.random.default_rng(0).normal(0, 200, (1, 16, 16)))
+    seen = {}
+    for name, options in {
+        "task": {},
+        "sampler": {"sampler": "gain"},
+        "steps": {"steps": 1},
+        "both": {"sampler": "groups", "steps": 1},
+        "set": {"sampler": "gain", "settings": ["diffusion.sampling_steps=3"]},
+    }.items():
+        out = tmp_path / name
+        enhance_series(folder, out, weights=weights, device="cpu", **options)
+        diffusion = json.loads((out / "run.json").read_text())["task"]["diffusion"]
+        seen[name] = diffusion["sampler"]["name"], diffusion["sampling_steps"]
+        described = str(pydicom.dcmread(out / "IM0001.dcm").DerivationDescription)
+        assert f"sampler {seen[name][0]}, steps {seen[name][1] or 15}" in described
+    assert seen == {
+        "task": ("uniform", 2),
+        "sampler": ("gain", None),
+        "steps": ("uniform", 1),
+        "both": ("groups", 1),
+        "set": ("gain", 3),
+    }
+
+
+def test_neighbouring_slices_share_noise_by_distance(weights: Path, monkeypatch) -> None:
+    def correlations(spacing_mm: float, correlation_mm: float) -> float:
+        setting = f"diffusion.sampler.correlation_mm={correlation_mm}"
+        enhancer = Enhancer(weights, device="cpu", precision="fp32", overrides=[setting])
+        real, draws = enhancer.engine.enhance, []
+
+        def spy(lr: torch.Tensor, noise, **options):
+            draws.append(noise(0).flatten())
+            return real(lr, noise, **options)
+
+        monkeypatch.setattr(enhancer.engine, "enhance", spy)
+        list(enhancer.slices(textured((2, 16, 16), (spacing_mm, 0.7, 0.7))))
+        first, second = draws[-2:]
+        return float(torch.corrcoef(torch.stack([first, second]))[0, 1])
+
+    assert correlations(2.0, 0.0) == pytest.approx(0, abs=0.1)
+    assert correlations(2.0, 20.0) == pytest.approx(np.cos(np.pi / 20), abs=0.02)
+    assert correlations(10.0, 20.0) == pytest.approx(np.cos(np.pi / 4), abs=0.1)
+
+
+def test_neighbours_have_a_say_in_what_is_refined(weights: Path) -> None:
+    hu = np.zeros((4, 16, 16), dtype=np.float32)
+    hu[1, 4, 4] = 900
+    volume = Volume.from_spacing(hu, (2.0, 0.7, 0.7))
+    counts = {}
+    for pick in ("none", "max", "median"):
+        setting = f"diffusion.sampler.steady={pick}"
+        enhancer = Enhancer(weights, device="cpu", precision="fp32", overrides=[setting])
+        counts[pick] = [int(done.refined.sum()) for done in enhancer.slices(volume)]
+    assert counts == {"none": [0, 1, 0, 0], "max": [1, 1, 1, 0], "median": [0, 0, 0, 0]}
+
+
+def test_refined_cells_of_tiles_are_those_of_the_slice(weights: Path) -> None:
+    settings = ["diffusion.sampler.steady=max"]
+    enhancer = Enhancer(weights, device="cpu", precision="fp32", overrides=settings)
+    volume = textured((3, 16, 40))  # three tiles a slice
+    plain = Enhancer(weights, device="cpu", precision="fp32")
+    own = np.stack([done.refined for done in plain.slices(volume)])
+    found = np.stack([done.refined for done in enhancer.slices(volume)])
+    assert not own.all()
+    np.testing.assert_array_equal(found[1], own.any(axis=0))
+
+
+def test_consistency_brings_the_output_nearer_to_the_input(weights: Path) -> None:
+    volume = textured((1, 16, 40))
+    errors = []
+    for iterations in (0, 3):
+        setting = f"diffusion.consistency={iterations}"
+        enhancer = Enhancer(weights, device="cpu", precision="fp32", overrides=[setting])
+        (done,) = enhancer.slices(volume)
+        reduced = metrics.reduce_by_area(done.hu, 4)
+        errors.append(float(np.abs(reduced - volume.hu[0]).mean()))
+    assert errors[1] < 0.6 * errors[0]
+
+
+def test_uncertainty_is_written_beside_the_series(weights: Path, ct_series, tmp_path) -> None:
+    folder = ct_series(np.random.default_rng(0).normal(0, 200, (2, 16, 40)))
+    for name, uncertainty in (("plain", None), ("draws", 3)):
+        enhance_series(
+            folder, tmp_path / name, weights=weights, device="cpu", uncertainty=uncertainty
+        )
+    assert not (tmp_path / "plain" / "uncertainty.npz").exists()
+    first = [io.read(tmp_path / name) for name in ("plain", "draws")]
+    np.testing.assert_array_equal(np.asarray(first[0].hu), np.asarray(first[1].hu))
+    assert json.loads((tmp_path / "draws" / "run.json").read_text())["draws"] == 3
+    with np.load(tmp_path / "draws" / "uncertainty.npz") as arrays:
+        found = arrays["deviation_hu"].astype(np.float32)
+    assert found.shape == (2, 64, 160)
+    assert found.min() >= 0
+    volume = io.read(folder)
+    draws = [
+        np.stack([d.hu for d in Enhancer(weights, device="cpu", seed=seed).slices(volume)])
+        for seed in range(3)
+    ]
+    middle = (slice(None), slice(None), slice(0, 40))  # one tile alone: nothing is fused there
+    expected = np.std(draws, axis=0, ddof=1)[middle]
+    inside = expected > 0
+    np.testing.assert_allclose(found[middle][inside], expected[inside], rtol=0.02, atol=0.5)
+    with pytest.raises(MedQDMError, match="--uncertainty: must be 2 draws or more, got 1"):
+        enhance_series(folder, tmp_path / "c", weights=weights, device="cpu", uncertainty=1)
 
 
 def test_output_folder_must_be_free_and_apart(weights: Path, ct_series, tmp_path) -> None:

@@ -110,7 +110,7 @@ import torch
 from medqdm.engine import Engine, Enhanced
 from medqdm.enhance import enhance_series
 
-def bicubic(self, lr, noise):
+def bicubic(self, lr, noise, **options):
     return Enhanced(self.upsample(lr), self.quadtree(lr).refined, cost=None)
 
 torch.set_num_threads(1)

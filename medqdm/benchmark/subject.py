@@ -16,7 +16,8 @@ from medqdm.data.slices import to_hr_slices
 from medqdm.degrade import degrade, draw
 from medqdm.engine import Engine
 from medqdm.enhance import WEIGHTS_FOLDER, load_enhancer
-from medqdm.enhancer import Enhancer, SliceNoise
+from medqdm.diffusion.noise import SliceNoise
+from medqdm.enhancer import Enhancer
 from medqdm.errors import MedQDMError
 from medqdm.volume import Volume
 
@@ -205,7 +206,7 @@ def lr_batch(hu: NDArray[np.float32], engine: Engine) -> Tensor:
 
 
 def noise_like(z_lr: Tensor) -> Callable[[int], Tensor]:
-    """The noise that ``Enhancer`` would draw for slices 0, 1, ... of seed 0."""
+    """Noise for slices 0, 1, ..., each with its own."""
     _, channels, height, width = z_lr.shape
-    slices = [SliceNoise(0, z, (channels, height, width)) for z in range(len(z_lr))]
+    slices = [SliceNoise(0, z, (channels, height, width), 0.0) for z in range(len(z_lr))]
     return lambda k: torch.stack([noise.draw(k) for noise in slices]).to(z_lr.device)

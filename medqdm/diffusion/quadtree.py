@@ -59,6 +59,7 @@ class Quadtree:
         splits = [r >= limit if inclusive else r > limit for r in self.ranges]
         self.refined: Bool[Tensor, "b h w"] = splits[0]
         self._splits = splits
+        self._difficulty: Int[Tensor, "b h w"] | None = None
         self._lr_size = (lr.shape[-2], lr.shape[-1])
 
     @property
@@ -91,13 +92,24 @@ class Quadtree:
 
     @property
     def difficulty(self) -> Int[Tensor, "b h w"]:
-        """Per smallest cell: the number of levels on which the cell around it is split."""
+        """Per smallest cell: the number of levels on which the cell around it is split.
+
+        It equals the number of levels exactly where the smallest cell is refined. Setting it
+        (``steady``) sets ``refined`` too.
+        """
+        if self._difficulty is not None:
+            return self._difficulty
         total = torch.zeros_like(self.refined, dtype=torch.int64)
         _, height, width = total.shape
         for level, split in enumerate(self._splits):
             spread = split.repeat_interleave(2**level, dim=1).repeat_interleave(2**level, dim=2)
             total += spread[:, :height, :width]
         return total
+
+    @difficulty.setter
+    def difficulty(self, difficulty: Int[Tensor, "b h w"]) -> None:
+        self._difficulty = difficulty
+        self.refined = difficulty == len(self._splits)
 
     def leaves(self, image: int) -> Iterator[tuple[int, int, int]]:
         """The leaves of one image's tree as (y, x, side) in LR pixels, for drawing.
@@ -119,24 +131,26 @@ class Quadtree:
                 yield y * side, x * side, side
 
 
-def steady(refined: Bool[Tensor, "z h w"], pick: Literal["max", "median"]) -> Bool[Tensor, "z h w"]:
-    """Refined cells that do not flicker from slice to slice.
+def steady(
+    difficulty: Int[Tensor, "z h w"], pick: Literal["max", "median"]
+) -> Int[Tensor, "z h w"]:
+    """Difficulty that does not flicker from slice to slice.
 
     Args:
-        refined: the cells of neighbouring slices, in order.
+        difficulty: of neighbouring slices, in order.
         pick: what a cell takes of its own slice and the two beside it: ``max``: it is refined if
             any of the three is, ``median``: if two are, which loses detail of one slice alone.
             Beyond the ends the last slice is repeated.
 
-    >>> cells = torch.tensor([1, 1, 0, 0, 0, 1, 0]).bool().reshape(7, 1, 1)
-    >>> steady(cells, "max").flatten().int().tolist()
-    [1, 1, 1, 0, 1, 1, 1]
-    >>> steady(cells, "median").flatten().int().tolist()
-    [1, 1, 0, 0, 0, 0, 0]
+    >>> cells = torch.tensor([4, 1, 0, 0, 0, 4, 0]).reshape(7, 1, 1)
+    >>> steady(cells, "max").flatten().tolist()
+    [4, 4, 1, 0, 4, 4, 4]
+    >>> steady(cells, "median").flatten().tolist()
+    [4, 1, 0, 0, 0, 0, 0]
     """
-    wide = torch.cat([refined[:1], refined, refined[-1:]]).int()
-    votes = wide[:-2] + wide[1:-1] + wide[2:]
-    return votes >= (1 if pick == "max" else 2)
+    wide = torch.cat([difficulty[:1], difficulty, difficulty[-1:]])
+    three = torch.stack([wide[:-2], wide[1:-1], wide[2:]])
+    return three.amax(dim=0) if pick == "max" else three.median(dim=0).values
 
 
 def noise_deviation(lr: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:

@@ -260,9 +260,7 @@ def _with_residual_deviation(task: Task, network: Autoencoder, source: SliceData
 
 
 @torch.no_grad()
-def measure_residual_deviation(
-    network: Autoencoder, source: SliceDataModule, task: Task
-) -> float:
+def measure_residual_deviation(network: Autoencoder, source: SliceDataModule, task: Task) -> float:
     """Root mean square of ``z_0 - z_lr`` in the refined regions of training samples.
 
     Args:
