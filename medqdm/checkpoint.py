@@ -26,6 +26,7 @@ from medqdm.errors import MedQDMError
 from medqdm.models.autoencoder import KLAutoencoder
 from medqdm.models.light import LightAutoencoder
 from medqdm.models.published import QDMSizes, convert_autoencoder, convert_qdm
+from medqdm.models.regions import RegionHeads
 from medqdm.models.transformer import QDM, SIZES, Size
 
 FORMAT = "1"  # of the metadata and the names; a reader refuses any other
@@ -52,6 +53,7 @@ class Checkpoint:
         task: the task that the networks belong to.
         autoencoder: the KL-VAE, float32 on the CPU, in evaluation mode.
         qdm: the transformer, likewise; None after stage one.
+        regions: the networks that tell what regions bring; None without ``medqdm train-gain``.
         record: how it was trained: any JSON.
         sha256: digest of the file, for reports.
     """
@@ -59,6 +61,7 @@ class Checkpoint:
     task: Task
     autoencoder: Autoencoder
     qdm: QDM | None
+    regions: RegionHeads | None
     record: dict[str, Any]
     sha256: str
 
@@ -112,6 +115,11 @@ def build_qdm(task: Task) -> QDM:
     )
 
 
+def build_regions(task: Task) -> RegionHeads:
+    """The task's networks for regions with fresh weights."""
+    return RegionHeads(latent_channels=task.autoencoder.latent_channels)
+
+
 def save(
     path: Path,
     *,
@@ -120,6 +128,7 @@ def save(
     qdm_state: State | None,
     record: Mapping[str, Any],
     dtype: Literal["float16", "float32"],
+    regions_state: State | None = None,
 ) -> None:
     """Write a weights file; it appears whole or not at all.
 
@@ -130,6 +139,7 @@ def save(
         qdm_state: weights of the transformer; None after stage one.
         record: how it was trained: any JSON.
         dtype: how numbers are stored.
+        regions_state: weights of the networks for regions, if there are any.
 
     Raises:
         MedQDMError: a weight is not finite or does not fit into the dtype.
@@ -138,6 +148,7 @@ def save(
     for network, build, state in (
         ("autoencoder", build_autoencoder, autoencoder_state),
         ("qdm", build_qdm, qdm_state),
+        ("regions", build_regions, regions_state),
     ):
         if state is not None:
             stored = {n: v.detach().to("cpu", getattr(torch, dtype)) for n, v in state.items()}
@@ -187,7 +198,7 @@ def load(path: Path) -> Checkpoint:
     except (KeyError, TypeError, json.JSONDecodeError):
         raise _damaged(path.name) from None
     task = parse_task(settings, where=path.name)
-    states: dict[str, dict[str, Tensor]] = {"autoencoder": {}, "qdm": {}}
+    states: dict[str, dict[str, Tensor]] = {"autoencoder": {}, "qdm": {}, "regions": {}}
     for name, value in tensors.items():
         network, _, rest = name.partition(".")
         states.setdefault(network, {})[rest] = value
@@ -197,9 +208,12 @@ def load(path: Path) -> Checkpoint:
     qdm = None
     if states["qdm"]:
         qdm = _build(build_qdm, task, states["qdm"], where=f"{path.name}: qdm")
+    regions = None
+    if states["regions"]:
+        regions = _build(build_regions, task, states["regions"], where=f"{path.name}: regions")
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return Checkpoint(task, autoencoder, qdm, record, sha256)
+    return Checkpoint(task, autoencoder, qdm, regions, record, sha256)
 
 
 def import_weights(*, qdm: Path | None, autoencoder: Path | None, task: Task) -> Imported:

@@ -3,7 +3,7 @@
 import logging
 import signal
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -45,6 +45,23 @@ class Sampler(StrEnum):
     groups = "groups"
     random = "random"
     upstream = "upstream"
+
+
+class Syntax(StrEnum):
+    """How DICOM pixels are stored, all of them without loss."""
+
+    explicit = "explicit"
+    jpeg_ls = "jpeg-ls"
+    jpeg2000 = "jpeg2000"
+    htj2k = "htj2k"
+    rle = "rle"
+
+
+class Dates(StrEnum):
+    """Dates of a new DICOM series."""
+
+    now = "now"
+    source = "source"
 
 
 class Precision(StrEnum):
@@ -131,33 +148,61 @@ def enhance(  # noqa: PLR0913, PLR0917  (one option each)
         Optional[int],  # noqa: UP045
         typer.Option(metavar="N", help="Draw N samples, write their deviation in HU."),
     ] = None,
+    transfer_syntax: Annotated[
+        Syntax, typer.Option(help="DICOM: how the pixels are stored, without loss.")
+    ] = Syntax.explicit,
+    dates: Annotated[
+        Dates, typer.Option(help="DICOM: the new series' dates; source: as in the input.")
+    ] = Dates.now,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue an interrupted run; keep one that is.")
+    ] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Enhance a CT series in plane and write a new one; the input is never touched."""
-    from medqdm.enhance import enhance_series
+    """Enhance a CT series in plane and write a new one; the input is never touched.
+
+    Of a folder with several series, each is enhanced into a folder of its own.
+    """
+    from medqdm.batch import find_many
+    from medqdm.enhance import enhance_series, load_enhancer
 
     _end_cleanly_on_sigterm()
+    model: dict[str, Any] = {
+        "task": task,
+        "weights": weights,
+        "device": device,
+        "seed": seed,
+        "settings": settings or (),
+        "precision": precision.value,
+        "batch_size": batch_size,
+        "sampler": sampler.value if sampler else None,
+        "steps": steps,
+        "consistency": consistency,
+        "uncertainty": uncertainty,
+    }
+    output: dict[str, Any] = {
+        "file_format": file_format.value,
+        "transfer_syntax": transfer_syntax.value,
+        "dates": dates.value,
+        "resume": resume,
+        "overwrite": overwrite,
+        "announce": _announce,
+        "track": lambda done, total: _progress(done, total, "slices"),
+    }
+    many = [] if series_uid else find_many(series)
+    if len(many) > 1:
+        if slice_axis is not None:
+            raise MedQDMError(
+                f"{series}: --slice-axis must go with one file, got {len(many)} series; "
+                "give the files one by one"
+            )
+        _enhance_many(series, out, many, lambda: load_enhancer(**model), output)
+        return
     summary = enhance_series(
-        series,
-        out,
-        task=task,
-        weights=weights,
-        device=device,
-        seed=seed,
-        file_format=file_format.value,
-        series_uid=series_uid,
-        slice_axis=slice_axis,
-        settings=settings or (),
-        precision=precision.value,
-        batch_size=batch_size,
-        sampler=sampler.value if sampler else None,
-        steps=steps,
-        consistency=consistency,
-        uncertainty=uncertainty,
-        overwrite=overwrite,
-        announce=_announce,
-        track=lambda done, total: _progress(done, total, "slices"),
+        series, out, series_uid=series_uid, slice_axis=slice_axis, **model, **output
     )
+    if summary.finished is not None:
+        console.print("finished before, nothing to do")
     if summary.redone:
         _warn(summary.warnings[-1])
     numbers = summary.numbers()
@@ -170,6 +215,38 @@ def enhance(  # noqa: PLR0913, PLR0917  (one option each)
         soft_wrap=True,
     )
     console.print(f"written to {out} (comparison.png shows the middle slice)", soft_wrap=True)
+
+
+def _enhance_many(
+    root: Path,
+    out: Path,
+    found: Sequence[Any],
+    load: Callable[[], Any],
+    output: dict[str, Any],
+) -> None:
+    """All series of a folder; exit code 3 if one was refused or failed."""
+    from collections import Counter
+
+    from medqdm.batch import DONE, SUMMARY_FILE, enhance_all
+    from medqdm.enhance import check_output
+
+    check_output(root, out, overwrite=output["overwrite"] or output["resume"], marker=SUMMARY_FILE)
+    console.print(f"{len(found)} series, each to a folder of its own", highlight=False)
+
+    def report(row: Any) -> None:
+        what = row.output if row.status in DONE else row.message
+        console.print(f"  {row.status}: {what}", soft_wrap=True, highlight=False, markup=False)
+
+    rows = enhance_all(load(), root, out, found=found, report=report, **output)
+    counts = Counter(row.status for row in rows)
+    counted = ", ".join(f"{number} {status}" for status, number in counts.items())
+    console.print(f"{counted}; written to {out}, {SUMMARY_FILE} lists them", soft_wrap=True)
+    failures = [row for row in rows if row.is_failure]
+    for row in failures:
+        text = f"{row.status}: series {row.series}: {row.message}"
+        messages.print(text, style="red", soft_wrap=True, highlight=False, markup=False)
+    if failures:
+        raise typer.Exit(3)
 
 
 @app.command()
@@ -195,6 +272,44 @@ def train(
 
     weights = run(chosen, data, out, autoencoder=autoencoder)
     console.print(f"weights: {weights}", soft_wrap=True)
+
+
+@app.command()
+def distill(
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", help="Run folder; an existing run is resumed.")],
+    task: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Task of the bundled weights; default: sr4."),
+    ] = None,
+    weights: Weights = None,
+    settings: Set = None,
+) -> None:
+    """Train a student of a model for 1 to 4 steps. The same command resumes."""
+    from medqdm.enhance import bundled_weights
+    from medqdm.training.run import distill as run
+
+    student = run(weights or bundled_weights(task or "sr4"), data, out, settings or ())
+    console.print(f"weights: {student}", soft_wrap=True)
+
+
+@app.command("train-gain")
+def train_gain(
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", help="Run folder; an existing run is resumed.")],
+    task: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Task of the bundled weights; default: sr4."),
+    ] = None,
+    weights: Weights = None,
+    settings: Set = None,
+) -> None:
+    """Add networks that tell which regions are worth a step. The same command resumes."""
+    from medqdm.enhance import bundled_weights
+    from medqdm.training.run import train_gain as run
+
+    grown = run(weights or bundled_weights(task or "sr4"), data, out, settings or ())
+    console.print(f"weights: {grown}", soft_wrap=True)
 
 
 @app.command()

@@ -251,6 +251,14 @@ class GainSection(Section):
     threshold: NonNegativeFloat = 0.05
     """Change of a region's estimate in a step, as a share of its difference from z_lr, below which
     it runs at every fourth step only, and freezes the second time; 0: all run at all steps."""
+    source: Literal["change", "regressor"] = "change"
+    """change: as above. regressor: the gain that a trained network expects (``medqdm train-gain``),
+    measured with ``expected``."""
+    expected: NonNegativeFloat = 0.02
+    """The threshold of ``regressor``: tenths of a decibel of a region's error, or of its edges'
+    similarity, through tanh."""
+    skips: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = (1, 2, 3, 4)
+    """Steps until a region runs again: from 4 thresholds of gain on, from 2, from 1, below."""
 
 
 class GroupsSection(Section):
@@ -260,11 +268,13 @@ class GroupsSection(Section):
     """Schedule indices of the groups, hardest first: each falls to 0, each starts later."""
     rho: PositiveFloat = 0.25
     """Largest admissible bias of a start, as a share of the noise there."""
-    confidence: Literal["upstream", "level"] = "upstream"
-    """What a region's error is told from: how far the upstream's first estimate lies from z_lr, or
-    the mean share of quadtree levels on which its cells are split."""
+    confidence: Literal["upstream", "level", "head"] = "upstream"
+    """What a region's error is told from: how far the upstream's first estimate lies from z_lr, the
+    mean share of quadtree levels on which its cells are split, or a network that was trained to
+    tell (``medqdm train-gain``)."""
     error: PositiveFloat = 1.0
-    """Root mean square latent error of the coarse estimate per unit of that."""
+    """Root mean square latent error of the coarse estimate per unit of that; of what ``head``
+    tells, 1 is true."""
 
     @model_validator(mode="after")
     def _steps_fall(self) -> "GroupsSection":
@@ -380,11 +390,41 @@ class DiffusionTraining(Section):
     """mixed: mostly the task's s, some s = 0, some random s. none: s = 0 always, as published."""
 
 
+class DistillationTraining(Section):
+    """``medqdm distill``: a student of the sampler, for few steps."""
+
+    steps: NonNegativeInt = 3000
+    batch_size: PositiveInt = 8
+    crop_px: PositiveInt | None = None
+    """Side of the random HR crops; None: whole slices."""
+    learning_rate: PositiveFloat = 5e-5
+    student_steps: PositiveInt = 4
+    """Most steps the student is made for; fewer work as well if their indices are among its."""
+    teacher_weight: NonNegativeFloat = 1.0
+    """Weight of the distance to what the teacher's deterministic sampler ends at."""
+    truth_weight: NonNegativeFloat = 1.0
+    """Weight of the distance to the true latent."""
+    image_weight: NonNegativeFloat = 0.0
+    """Weight of the decoded prediction's L1 error in [-1, 1]; above 0 trains the decoder too."""
+
+
+class RegionTraining(Section):
+    """``medqdm train-gain``: the networks that tell what running a region would bring."""
+
+    steps: NonNegativeInt = 300
+    batch_size: PositiveInt = 1
+    crop_px: PositiveInt | None = None
+    """Side of the random HR crops; None: whole slices."""
+    learning_rate: PositiveFloat = 1e-3
+
+
 class TrainingSection(Section):
-    """How the two stages are trained."""
+    """How a task is trained: its two stages, and what may follow them."""
 
     autoencoder: AutoencoderTraining = AutoencoderTraining()
     diffusion: DiffusionTraining = DiffusionTraining()
+    distillation: DistillationTraining = DistillationTraining()
+    regions: RegionTraining = RegionTraining()
     seed: NonNegativeInt = 0
     ema_decay: Probability = 0.999
     weight_decay: NonNegativeFloat = 0.0
@@ -449,7 +489,13 @@ class Task(Section):
         unit = self.upscale * self.lr_multiple
         for key, size in (
             ("slice_px", self.slice_px),
-            ("training.diffusion.crop_px", self.training.diffusion.crop_px or self.slice_px),
+            *(
+                (
+                    f"training.{stage}.crop_px",
+                    getattr(self.training, stage).crop_px or self.slice_px,
+                )
+                for stage in ("diffusion", "distillation", "regions")
+            ),
         ):
             if size % unit:
                 raise ValueError(f"{key} must be a multiple of {unit}, got {size}")

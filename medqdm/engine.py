@@ -1,6 +1,6 @@
 """Engine: networks, process and quadtree of a task, shared by training and enhancing."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,11 +14,12 @@ from medqdm.config import Precision, Task
 from medqdm.diffusion.policies import Cost, Policy, Regions, StepIndex, spread
 from medqdm.diffusion.process import Process
 from medqdm.diffusion.quadtree import Quadtree, threshold_for
-from medqdm.diffusion.sampler import Noise, RegionDenoiser, sample_regions, step_index
+from medqdm.diffusion.sampler import Noise, RegionDenoiser, Step, sample_regions, step_index
 from medqdm.diffusion.schedule import Schedule
 from medqdm.errors import MedQDMError
 from medqdm.models import strips
 from medqdm.models.light import LightAutoencoder
+from medqdm.models.regions import RegionHeads
 from medqdm.models.transformer import QDM, Modulations, fit_condition
 from medqdm.models.windows import PATCH, WindowIndex
 from medqdm.sampling import make_policy
@@ -48,13 +49,17 @@ class Engine(nn.Module):
         task: settings, with ``autoencoder.latent_scale`` measured.
         autoencoder: the KL-VAE.
         qdm: the transformer.
+        regions: networks that tell what regions bring, for samplers that ask.
     """
 
-    def __init__(self, task: Task, autoencoder: Autoencoder, qdm: QDM) -> None:
+    def __init__(
+        self, task: Task, autoencoder: Autoencoder, qdm: QDM, regions: RegionHeads | None = None
+    ) -> None:
         super().__init__()
         self.task = task
         self.autoencoder = autoencoder
         self.qdm = qdm
+        self.regions = regions
         settings = task.diffusion
         self.process = Process(
             Schedule(
@@ -245,6 +250,7 @@ class Engine(nn.Module):
             tree=tree or self.quadtree(lr),
             index=index,
             noise=noise,
+            heads=self.regions,
         )
 
     @torch.no_grad()
@@ -265,18 +271,40 @@ class Engine(nn.Module):
             noise: draw k -> standard normal like z_lr.
             policy: steps, and where the downstream runs at each; None: the task's.
         """
+        for step in self.steps(lr, z_lr, index, noise, policy):
+            z_0 = step.z_0
+        return z_0
+
+    @torch.no_grad()
+    def steps(
+        self,
+        lr: Image,
+        z_lr: Latent,
+        index: WindowIndex,
+        noise: Noise,
+        policy: Policy | None = None,
+        gamma: float | None = None,
+    ) -> Iterator[Step]:
+        """Sample z_0, and show each step.
+
+        Args:
+            lr: see ``denoise``, as for the next three.
+            z_lr: the same.
+            index: the same.
+            noise: the same.
+            policy: the same.
+            gamma: 1 ancestral ... 0 deterministic; None: the task's.
+        """
         policy = policy or self.policy(lr, z_lr, index, noise)
-        for step in sample_regions(
+        yield from sample_regions(
             self._region_denoiser(lr, z_lr, index, policy.steps),
             self.process,
             z_lr,
             policy=policy,
-            gamma=self.task.diffusion.gamma,
+            gamma=self.task.diffusion.gamma if gamma is None else gamma,
             noise=noise,
             refined=index.refined,
-        ):
-            z_0 = step.z_0
-        return z_0
+        )
 
     def _region_denoiser(
         self, lr: Image, z_lr: Latent, index: WindowIndex, steps: Sequence[StepIndex]

@@ -287,7 +287,7 @@ def _finished(out: Path, identity: str) -> dict[str, Any] | None:
     return run if found == expected else None
 
 
-def load_enhancer(
+def load_enhancer(  # noqa: PLR0913  (all by keyword but two)
     task: str | None,
     weights: str | Path | None,
     *,
@@ -296,7 +296,10 @@ def load_enhancer(
     settings: Sequence[str],
     precision: Precision = "auto",
     batch_size: int | None = None,
-    draws: int = 1,
+    sampler: str | None = None,
+    steps: int | None = None,
+    consistency: bool = False,
+    uncertainty: int | None = None,
 ) -> Enhancer:
     """The model that a user means by ``--task`` and ``--weights``.
 
@@ -308,7 +311,10 @@ def load_enhancer(
         settings: ``key=value`` changes to the task that the weights carry.
         precision: see ``Enhancer``.
         batch_size: see ``Enhancer``.
-        draws: see ``Enhancer``.
+        sampler: which regions run at which steps, see ``SamplerSection``; all steps unless told.
+        steps: sampling steps; None: the task's, or all with a sampler.
+        consistency: draw the output, reduced, nearer to the input.
+        uncertainty: draws of each slice, two or more, whose deviation is written beside it.
 
     Raises:
         MedQDMError: no such weights, or weights of another factor than the task's.
@@ -319,9 +325,9 @@ def load_enhancer(
         device=device,
         precision=precision,
         seed=seed,
-        overrides=settings,
+        overrides=[*settings_of(sampler, steps=steps, consistency=consistency), *settings],
         batch_size=batch_size,
-        draws=draws,
+        draws=_checked_draws(uncertainty),
     )
     if weights and task and load_task(task).upscale != enhancer.task.upscale:
         raise MedQDMError(
@@ -392,10 +398,13 @@ def enhance_series(  # noqa: PLR0913  (all by keyword but two)
         weights,
         device=device,
         seed=seed,
-        settings=[*settings_of(sampler, steps=steps, consistency=consistency), *settings],
+        settings=settings,
         precision=precision,
         batch_size=batch_size,
-        draws=_checked_draws(uncertainty),
+        sampler=sampler,
+        steps=steps,
+        consistency=consistency,
+        uncertainty=uncertainty,
     )
     announce(enhancer, volume)
     return enhance_volume(
@@ -417,8 +426,16 @@ def _checked_draws(uncertainty: int | None) -> int:
     return uncertainty or 1
 
 
-def check_output(series: Path, out: Path, *, overwrite: bool) -> None:
+def check_output(
+    series: Path, out: Path, *, overwrite: bool, marker: str = io.RUN_FILE
+) -> None:
     """Refuse, before any work is done, an output folder that must not be written.
+
+    Args:
+        series: the input.
+        out: the folder.
+        overwrite: whether an earlier output may be replaced.
+        marker: the file that tells an earlier output.
 
     Raises:
         MedQDMError: it is the input, holds it or lies in it; or it is in use.
@@ -434,7 +451,7 @@ def check_output(series: Path, out: Path, *, overwrite: bool) -> None:
             f"{out}: the output must not be a folder that holds the input, got one that does; "
             "choose another folder"
         )
-    check_folder(out, overwrite=overwrite, marker=io.RUN_FILE)
+    check_folder(out, overwrite=overwrite, marker=marker)
 
 
 def describe(enhancer: Enhancer) -> str:

@@ -144,7 +144,9 @@ class Enhancer:
         self._finds_batch_size = batch_size is None and self.device.type == "cuda"
         self._prepared: Volume | None = None
         self._seconds_per_px = 0.0
-        self.engine = Engine(self.task, loaded.autoencoder, loaded.qdm).to(self.device).eval()
+        self.engine = (
+            Engine(self.task, loaded.autoencoder, loaded.qdm, loaded.regions).to(self.device).eval()
+        )
         # the inputs of its convolutions are channels-last (Engine), so are their weights
         self.engine.autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -11,6 +12,8 @@ from medqdm.diffusion.policies import Policy, StepIndex
 from medqdm.diffusion.quadtree import Quadtree
 from medqdm.diffusion.sampler import Noise
 from medqdm.diffusion.schedule import Schedule
+from medqdm.errors import MedQDMError
+from medqdm.models.regions import RegionHeads
 from medqdm.models.windows import PATCH, WINDOW, WINDOW_TOKENS, WindowIndex
 
 Latent = Float[Tensor, "b c h w"]
@@ -48,6 +51,7 @@ def make_policy(
     tree: Quadtree,
     index: WindowIndex,
     noise: Noise,
+    heads: RegionHeads | None = None,
 ) -> Policy:
     """The policy for one batch; it serves one call of the sampler.
 
@@ -59,6 +63,10 @@ def make_policy(
         tree: the LR image's quadtree.
         index: the tokens that the downstream runs.
         noise: the sampler's; ``random`` picks regions by draws that no step uses.
+        heads: networks that tell what regions bring, where the weights carry them.
+
+    Raises:
+        MedQDMError: the settings want networks that the weights do not carry.
     """
     sampler = settings.sampler
     tokens = tokens_of_regions(index)
@@ -68,10 +76,9 @@ def make_policy(
     if sampler.name == "tss":
         return Policy(_tss_steps(sampler.tss, len(steps), schedule.num_steps, lr, tokens), tokens)
     if sampler.name == "gain":
-        threshold = sampler.gain.threshold
-        return policies.Gain(steps, tokens, z_lr=z_lr, refined=index.refined, threshold=threshold)
+        return _gain(settings, steps, tokens, z_lr, index, heads)
     if sampler.name == "groups":
-        return _groups(settings, schedule, z_lr, tree, index)
+        return _groups(settings, schedule, z_lr, tree, index, heads)
     if sampler.name == "random":
         count = (sampler.random_share * (tokens > 0).sum(dim=(1, 2))).round().long()
         return policies.Random(
@@ -113,12 +120,51 @@ def _tss_steps(
     return list(policies.two_ended_steps(count, num_steps, a, n))
 
 
+def _gain(
+    settings: DiffusionSection,
+    steps: Sequence[int],
+    tokens: Tokens,
+    z_lr: Latent,
+    index: WindowIndex,
+    heads: RegionHeads | None,
+) -> Policy:
+    gain, refined = settings.sampler.gain, index.refined
+    expected = None
+    if gain.source == "regressor":
+        network = _needed(heads, "gain.source=regressor")
+
+        def expected(k: int, z_0: Latent, before: Latent) -> Float[Tensor, "b rows columns"]:
+            progress = steps[k] / max(1, steps[0])
+            fidelity, edges = network.gain(z_0, before, z_lr, refined, progress).unbind(1)
+            return torch.maximum(fidelity, edges) if progress <= 1 / 2 else fidelity
+
+    return policies.Gain(
+        steps,
+        tokens,
+        z_lr=z_lr,
+        refined=refined,
+        threshold=gain.threshold if expected is None else gain.expected,
+        skips=gain.skips,
+        gain=expected,
+    )
+
+
+def _needed(heads: RegionHeads | None, setting: str) -> RegionHeads:
+    if heads is None:
+        raise MedQDMError(
+            f"diffusion.sampler.{setting}: needs weights with networks for regions, got weights "
+            "without; add them with medqdm train-gain"
+        )
+    return heads
+
+
 def _groups(
     settings: DiffusionSection,
     schedule: Schedule,
     z_lr: Latent,
     tree: Quadtree,
     index: WindowIndex,
+    heads: RegionHeads | None,
 ) -> Policy:
     groups = settings.sampler.groups
     tokens = tokens_of_regions(index)
@@ -126,6 +172,9 @@ def _groups(
     levels = policies.region_mean(tree.difficulty.float() / len(tree.ranges), grid)
 
     def from_upstream(up: Latent) -> Float[Tensor, "b rows columns"]:
+        if groups.confidence == "head":
+            network = _needed(heads, "groups.confidence=head")
+            return groups.error * network.error(up, z_lr, index.refined)
         return groups.error * policies.region_rms(up - z_lr, index.refined, grid)
 
     return policies.Groups(
@@ -133,5 +182,5 @@ def _groups(
         tokens,
         schedule=schedule,
         rho=groups.rho,
-        error=from_upstream if groups.confidence == "upstream" else groups.error * levels,
+        error=groups.error * levels if groups.confidence == "level" else from_upstream,
     )

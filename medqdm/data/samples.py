@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -22,8 +22,8 @@ from medqdm.degrade import DegradationParams, DegradeD
 from medqdm.errors import MedQDMError
 from medqdm.window import Window
 
-Stage = Literal["autoencoder", "diffusion"]
-_STAGES = ("autoencoder", "diffusion")
+Stage = Literal["autoencoder", "diffusion", "distillation", "regions"]
+_STAGES = get_args(Stage)
 
 
 class LoadSliceD(Transform):

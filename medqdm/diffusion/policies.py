@@ -135,9 +135,9 @@ class Gain(Policy):
         g = rms(z_0 - before) / (rms(z_0 - z_lr) + c)
 
     In the later half of the schedule g is at least that of the high-pass parts, so that a region
-    whose edges still move goes on. It runs next after 1 step if g >= 4 threshold, 2 if
-    g >= 2 threshold, 3 if g >= threshold, else 4; twice in a row below the threshold freezes it.
-    All that are not frozen run at the last step.
+    whose edges still move goes on. It runs next after the first of ``skips`` if g >= 4 threshold,
+    the second if g >= 2 threshold, the third if g >= threshold, else the last; twice in a row below
+    the threshold freezes it. All that are not frozen run at the last step.
 
     Args:
         steps: schedule indices, falling from T - 1.
@@ -145,6 +145,8 @@ class Gain(Policy):
         z_lr: latent of the upsampled LR image.
         refined: regions that carry noise.
         threshold: smallest gain that is worth a step, 0 or more; 0 runs all regions at all steps.
+        skips: steps from a run to the next, for much to little gain.
+        gain: (k, z_0, the estimate before) -> (b, rows, columns), to be used instead of g.
     """
 
     def __init__(
@@ -155,9 +157,15 @@ class Gain(Policy):
         z_lr: Latent,
         refined: Refined,
         threshold: float,
+        skips: Sequence[int] = (1, 2, 3, 4),
+        gain: Callable[[int, Latent, Latent], Float[Tensor, "b rows columns"]] | None = None,
     ) -> None:
         super().__init__(steps, tokens)
         self._indices = steps
+        self._gain = gain or self._change
+        # with no threshold nothing is ever below it, whatever the gain
+        self._skips = torch.tensor(skips if threshold > 0 else [1] * 4, device=z_lr.device)
+        self._freezes = threshold > 0
         self._z_lr, self._refined = z_lr, refined
         self._limits = threshold * torch.tensor([1.0, 2.0, 4.0], device=z_lr.device)
         self._before = z_lr
@@ -172,18 +180,24 @@ class Gain(Policy):
     def observe(self, k: int, z_0: Latent) -> None:
         """Rate the regions that ran."""
         ran = self.due(k)
-        gain = self._gain(z_0, lambda latent: latent)
-        if self._indices[k] <= self._indices[0] // 2:
-            gain = torch.maximum(gain, self._gain(z_0, high_pass))
+        gain = self._gain(k, z_0, self._before)
         below = (gain[..., None] < self._limits).sum(dim=-1)  # 0 ... 3: of the three limits
-        low = (below == len(self._limits)) * (self._low_in_a_row + 1)
+        low = (below == len(self._limits)) * (self._low_in_a_row + 1) * self._freezes
         self._low_in_a_row = torch.where(ran, low, self._low_in_a_row)
-        self._next = torch.where(ran, k + 1 + below, self._next)
+        self._next = torch.where(ran, k + self._skips[below], self._next)
         self._before = z_0
 
-    def _gain(self, z_0: Latent, part: Callable[[Latent], Latent]) -> Float[Tensor, "b rows cols"]:
+    def _change(self, k: int, z_0: Latent, before: Latent) -> Float[Tensor, "b rows columns"]:
+        gain = self._relative(z_0, before, lambda latent: latent)
+        if self._indices[k] <= self._indices[0] // 2:
+            gain = torch.maximum(gain, self._relative(z_0, before, high_pass))
+        return gain
+
+    def _relative(
+        self, z_0: Latent, before: Latent, part: Callable[[Latent], Latent]
+    ) -> Float[Tensor, "b rows columns"]:
         grid = (self.tokens.shape[1], self.tokens.shape[2])
-        change = region_rms(part(z_0 - self._before), self._refined, grid)
+        change = region_rms(part(z_0 - before), self._refined, grid)
         return change / (region_rms(part(z_0 - self._z_lr), self._refined, grid) + GAIN_FLOOR)
 
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from medqdm import metrics
-from medqdm.config import Task
-from medqdm.engine import Engine
+from medqdm.config import DiffusionTraining, DistillationTraining, Task
 from medqdm.diffusion.policies import spread
+from medqdm.engine import Engine
 from medqdm.models.perceptual import PerceptualDistance
 from medqdm.models.transformer import Modulations
 from medqdm.models.windows import WINDOW, WindowIndex
@@ -23,90 +23,28 @@ from medqdm.training.optimizer import check_finite, make_optimizer
 TASK_THRESHOLD_SHARE, ZERO_THRESHOLD_SHARE = 0.7, 0.15
 
 
-class DiffusionModule(pl.LightningModule):
-    """Trains the QDM of an engine; the autoencoder stays frozen.
+class SamplingModule(pl.LightningModule):
+    """What training and distilling share: losses in pixels, validation by sampling.
 
     Args:
-        task: its ``training.diffusion`` section says how.
+        task: settings.
         engine: networks and process.
-        perceptual: LPIPS, when ``perceptual_weight`` is above 0.
     """
 
-    def __init__(self, task: Task, engine: Engine, perceptual: PerceptualDistance | None) -> None:
+    settings: DiffusionTraining | DistillationTraining
+
+    def __init__(self, task: Task, engine: Engine) -> None:
         super().__init__()
         self.task = task
-        self.settings = task.training.diffusion
         self.engine = engine
-        self.perceptual = perceptual
-        engine.autoencoder.requires_grad_(False)
-        if self.settings.image_weight > 0:
-            engine.autoencoder.decoder.requires_grad_(True)
 
-    def draw_thresholds(self, count: int, device: torch.device) -> Float[Tensor, " b"]:
-        """A quadtree threshold per sample: mostly s, some 0, some uniform in [0, 2 s]."""
-        if self.settings.mask_training == "none":
-            return torch.full((count,), -1.0, device=device)  # below any range: all cells refined
-        s = self.task.quadtree.threshold
-        kind = torch.rand(count, device=device)
-        thresholds = 2 * s * torch.rand(count, device=device)
-        thresholds[kind < TASK_THRESHOLD_SHARE + ZERO_THRESHOLD_SHARE] = 0
-        thresholds[kind < TASK_THRESHOLD_SHARE] = s
-        return thresholds
+    def freeze(self, settings: DiffusionTraining | DistillationTraining) -> None:
+        """Let only the transformer learn and, with an image loss, the decoder."""
+        self.engine.autoencoder.requires_grad_(False)
+        if settings.image_weight > 0:
+            self.engine.autoencoder.decoder.requires_grad_(True)
 
-    def training_step(self, batch: dict[str, Any], _batch_idx: int) -> Tensor:
-        """Eq. 6: each stream's squared error of what it predicts, the downstream's where refined."""
-        hr, lr = batch["hr"], batch["lr"]
-        engine = self.engine
-        with torch.no_grad():
-            z_0 = engine.encode(hr)
-            z_lr = engine.encode(engine.upsample(lr))
-        tree = engine.quadtree(lr, self.draw_thresholds(len(lr), lr.device))
-        index = engine.index(tree, z_0)
-        refined = index.refined
-        t = self.draw_steps(z_0)
-        z_t = engine.process.diffuse(z_0, z_lr, t, torch.randn_like(z_0), refined)
-        scaled = engine.process.scale_input(z_t, t, refined)
-        up, down = engine.qdm.streams(scaled, self._vectors(t, index), engine.condition(lr), index)
-        base, scale = engine.frame(scaled, t, z_lr=z_lr, noisy=refined)
-        target = (z_0 - base) / scale
-        loss_up = ((up.float() - target) ** 2).mean()
-        squared = (down.float() - target) ** 2 * refined
-        loss_down = squared.sum() / (refined.sum() * z_0.shape[1]).clamp_min(1)
-        loss = self.settings.upstream_weight * loss_up + self.settings.downstream_weight * loss_down
-        self.log_dict({"train/upstream": loss_up, "train/downstream": loss_down,
-                       "train/density": tree.density.mean()})  # fmt: skip
-        predicted = torch.where(refined, down, up).float() * scale + base
-        if self.settings.image_weight > 0:
-            image = self._image_loss(predicted, lr, hr)
-            loss = loss + self.settings.image_weight * image
-            self.log("train/image", image)
-        if self.perceptual is not None:
-            lpips = self.perceptual(engine.decode(predicted, lr), hr).mean()
-            loss = loss + self.settings.perceptual_weight * lpips
-            self.log("train/lpips", lpips)
-        check_finite(loss, batch)
-        self.log("train/loss", loss, prog_bar=True)
-        return loss
-
-    def draw_steps(self, z_0: Float[Tensor, "b c h w"]) -> Int[Tensor, "..."]:
-        """An index per sample (b,), or in some batches one per window, as a map (b, 1, h, w)."""
-        num_steps = self.engine.process.schedule.num_steps
-        b, _, height, width = z_0.shape
-        if torch.rand(()) >= self.settings.region_steps_share:
-            t = torch.randint(num_steps, (b,), device=z_0.device)
-            is_first = torch.rand(b, device=z_0.device) < self.settings.first_step_share
-            return torch.where(is_first, num_steps - 1, t)
-        grid = (b, height // WINDOW, width // WINDOW)
-        return spread(torch.randint(num_steps, grid, device=z_0.device), z_0)
-
-    def _vectors(self, t: Int[Tensor, "..."], index: WindowIndex) -> Tensor | Modulations:
-        """Steps as the network takes them."""
-        if t.ndim == 1:
-            return t
-        steps = torch.arange(self.engine.process.schedule.num_steps, device=t.device)
-        return self.engine.qdm.modulations(steps).at_map(t, index)
-
-    def _image_loss(self, z_0: Tensor, lr: Tensor, hr: Tensor) -> Tensor:
+    def image_loss(self, z_0: Tensor, lr: Tensor, hr: Tensor) -> Tensor:
         """L1 of the decoded prediction, in a random crop of the decoder's crop size."""
         compression = self.task.autoencoder.compression
         side = min(self.task.training.autoencoder.crop_px, *hr.shape[-2:])
@@ -170,3 +108,85 @@ class DiffusionModule(pl.LightningModule):
             self.settings.steps,
             self.task.training,
         )
+
+
+class DiffusionModule(SamplingModule):
+    """Trains the QDM of an engine; the autoencoder stays frozen.
+
+    Args:
+        task: its ``training.diffusion`` section says how.
+        engine: networks and process.
+        perceptual: LPIPS, when ``perceptual_weight`` is above 0.
+    """
+
+    settings: DiffusionTraining
+
+    def __init__(self, task: Task, engine: Engine, perceptual: PerceptualDistance | None) -> None:
+        super().__init__(task, engine)
+        self.settings = task.training.diffusion
+        self.perceptual = perceptual
+        self.freeze(self.settings)
+
+    def draw_thresholds(self, count: int, device: torch.device) -> Float[Tensor, " b"]:
+        """A quadtree threshold per sample: mostly s, some 0, some uniform in [0, 2 s]."""
+        if self.settings.mask_training == "none":
+            return torch.full((count,), -1.0, device=device)  # below any range: all cells refined
+        s = self.task.quadtree.threshold
+        kind = torch.rand(count, device=device)
+        thresholds = 2 * s * torch.rand(count, device=device)
+        thresholds[kind < TASK_THRESHOLD_SHARE + ZERO_THRESHOLD_SHARE] = 0
+        thresholds[kind < TASK_THRESHOLD_SHARE] = s
+        return thresholds
+
+    def training_step(self, batch: dict[str, Any], _batch_idx: int) -> Tensor:
+        """Eq. 6: each stream's squared error in what it predicts, downstream where refined."""
+        hr, lr = batch["hr"], batch["lr"]
+        engine = self.engine
+        with torch.no_grad():
+            z_0 = engine.encode(hr)
+            z_lr = engine.encode(engine.upsample(lr))
+        tree = engine.quadtree(lr, self.draw_thresholds(len(lr), lr.device))
+        index = engine.index(tree, z_0)
+        refined = index.refined
+        t = self.draw_steps(z_0)
+        z_t = engine.process.diffuse(z_0, z_lr, t, torch.randn_like(z_0), refined)
+        scaled = engine.process.scale_input(z_t, t, refined)
+        up, down = engine.qdm.streams(scaled, self._vectors(t, index), engine.condition(lr), index)
+        base, scale = engine.frame(scaled, t, z_lr=z_lr, noisy=refined)
+        target = (z_0 - base) / scale
+        loss_up = ((up.float() - target) ** 2).mean()
+        squared = (down.float() - target) ** 2 * refined
+        loss_down = squared.sum() / (refined.sum() * z_0.shape[1]).clamp_min(1)
+        loss = self.settings.upstream_weight * loss_up + self.settings.downstream_weight * loss_down
+        self.log_dict({"train/upstream": loss_up, "train/downstream": loss_down,
+                       "train/density": tree.density.mean()})  # fmt: skip
+        predicted = torch.where(refined, down, up).float() * scale + base
+        if self.settings.image_weight > 0:
+            image = self.image_loss(predicted, lr, hr)
+            loss = loss + self.settings.image_weight * image
+            self.log("train/image", image)
+        if self.perceptual is not None:
+            lpips = self.perceptual(engine.decode(predicted, lr), hr).mean()
+            loss = loss + self.settings.perceptual_weight * lpips
+            self.log("train/lpips", lpips)
+        check_finite(loss, batch)
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def draw_steps(self, z_0: Float[Tensor, "b c h w"]) -> Int[Tensor, "..."]:
+        """An index per sample (b,), or in some batches one per window, as a map (b, 1, h, w)."""
+        num_steps = self.engine.process.schedule.num_steps
+        b, _, height, width = z_0.shape
+        if torch.rand(()) >= self.settings.region_steps_share:
+            t = torch.randint(num_steps, (b,), device=z_0.device)
+            is_first = torch.rand(b, device=z_0.device) < self.settings.first_step_share
+            return torch.where(is_first, num_steps - 1, t)
+        grid = (b, height // WINDOW, width // WINDOW)
+        return spread(torch.randint(num_steps, grid, device=z_0.device), z_0)
+
+    def _vectors(self, t: Int[Tensor, "..."], index: WindowIndex) -> Tensor | Modulations:
+        """Steps as the network takes them."""
+        if t.ndim == 1:
+            return t
+        steps = torch.arange(self.engine.process.schedule.num_steps, device=t.device)
+        return self.engine.qdm.modulations(steps).at_map(t, index)

@@ -4,6 +4,7 @@ import logging
 import platform
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +22,22 @@ from torch import nn
 
 from medqdm import checkpoint
 from medqdm.checkpoint import Autoencoder
-from medqdm.config import Task, TrainingSection
+from medqdm.config import Task, TrainingSection, override
 from medqdm.data import SliceDataModule, load_slices
 from medqdm.engine import Engine, autocast, is_bf16_fast
 from medqdm.errors import MedQDMError
 from medqdm.models.perceptual import PerceptualDistance, load_perceptual
+from medqdm.models.transformer import QDM
 from medqdm.training.autoencoder import AutoencoderModule
 from medqdm.training.diffusion import DiffusionModule
+from medqdm.training.distillation import DistillationModule
 from medqdm.training.lightning import StepSeed, without_harmless_messages
+from medqdm.training.regions import RegionModule
 from medqdm.version import __version__
 
 WEIGHTS = "weights.safetensors"
 AUTOENCODER_WEIGHTS = "autoencoder.safetensors"
+START = "start.sha256"  # digest of the weights that a run began with
 SCALE_SLICES = 64  # HR slices over which the latents' variance is measured
 RESIDUAL_SAMPLES = 16  # training samples over which the residual is
 
@@ -56,8 +61,7 @@ def train(task: Task, data: Path, out: Path, *, autoencoder: Path | None = None)
     """
     open_run(task, out)
     if (out / WEIGHTS).is_file():
-        log.info("%s: this run has ended; its weights stay as they are", out)
-        return out / WEIGHTS
+        return _ended(out)
     with without_harmless_messages():
         if not (out / AUTOENCODER_WEIGHTS).is_file():
             if autoencoder is not None:
@@ -65,6 +69,108 @@ def train(task: Task, data: Path, out: Path, *, autoencoder: Path | None = None)
             else:
                 _train_autoencoder(task, data, out)
         return _train_diffusion(task, data, out)
+
+
+def distill(weights: Path, data: Path, out: Path, settings: Sequence[str] = ()) -> Path:
+    """Make a student of a trained model that needs few steps, or go on with it.
+
+    Args:
+        weights: of the teacher; the student starts from them.
+        data: as for ``train``.
+        out: run folder; a new one, or that of the same task and teacher to resume.
+        settings: ``key=value`` changes to the task that the weights carry.
+
+    Returns:
+        The student, ``OUT/weights.safetensors``, with one deterministic step as its default.
+
+    Raises:
+        MedQDMError: the weights, the data or the run folder do not fit.
+    """
+    task, start = _start_from(weights, out, settings)
+    if (out / WEIGHTS).is_file():
+        return _ended(out)
+    pl.seed_everything(task.training.seed, workers=True, verbose=False)
+    engine = Engine(task, start.autoencoder, _qdm_of(start, weights))
+    source = SliceDataModule(task, data, "distillation")
+    with without_harmless_messages():
+        record = _fit(
+            task,
+            DistillationModule(task, engine),
+            source,
+            out / "distillation",
+            task.training.distillation.steps,
+        )
+    few = task.diffusion.model_copy(update={"sampling_steps": 1, "gamma": 0.0})
+    task = task.model_copy(update={"diffusion": few})
+    record = {**start.record, "distillation": {**record, "teacher_sha256": start.sha256}}
+    _export(task, start.autoencoder, engine.qdm, record, out / WEIGHTS)
+    return out / WEIGHTS
+
+
+def train_gain(weights: Path, data: Path, out: Path, settings: Sequence[str] = ()) -> Path:
+    """Add networks to a trained model that tell what running a region brings, or go on with it.
+
+    Args:
+        weights: of the model, which stays as it is.
+        data: as for ``train``.
+        out: run folder; a new one, or that of the same task and model to resume.
+        settings: ``key=value`` changes to the task that the weights carry.
+
+    Returns:
+        The model with the networks, ``OUT/weights.safetensors``.
+
+    Raises:
+        MedQDMError: the weights, the data or the run folder do not fit.
+    """
+    task, start = _start_from(weights, out, settings)
+    if (out / WEIGHTS).is_file():
+        return _ended(out)
+    pl.seed_everything(task.training.seed, workers=True, verbose=False)
+    regions = checkpoint.build_regions(task)
+    engine = Engine(task, start.autoencoder, _qdm_of(start, weights), regions)
+    source = SliceDataModule(task, data, "regions")
+    with without_harmless_messages():
+        record = _fit(
+            task,
+            RegionModule(task, engine),
+            source,
+            out / "regions",
+            task.training.regions.steps,
+        )
+    record = {**start.record, "regions": record}
+    _export(task, start.autoencoder, engine.qdm, record, out / WEIGHTS, regions=regions)
+    return out / WEIGHTS
+
+
+def _start_from(
+    weights: Path, out: Path, settings: Sequence[str]
+) -> tuple[Task, checkpoint.Checkpoint]:
+    """The task and the weights of a run that starts from others'."""
+    start = checkpoint.load(weights)
+    task = override(start.task, settings)
+    open_run(task, out)
+    mark = out / START
+    if mark.is_file() and mark.read_text(encoding="utf-8").strip() != start.sha256:
+        raise MedQDMError(
+            f"{out}: a run can only be resumed from its own weights, got others than those of its "
+            f"{START}; choose another --out, or the weights it began with"
+        )
+    mark.write_text(start.sha256 + "\n", encoding="utf-8")
+    return task, start
+
+
+def _qdm_of(start: checkpoint.Checkpoint, weights: Path) -> QDM:
+    if start.qdm is None:
+        raise MedQDMError(
+            f"{weights}: must hold a whole model, got a KL-VAE alone; "
+            "use the weights.safetensors of a finished run"
+        )
+    return start.qdm
+
+
+def _ended(out: Path) -> Path:
+    log.info("%s: this run has ended; its weights stay as they are", out)
+    return out / WEIGHTS
 
 
 def open_run(task: Task, out: Path) -> None:
@@ -307,7 +413,13 @@ def measure_latent_scale(
 
 
 def _export(
-    task: Task, autoencoder: nn.Module, qdm: nn.Module | None, record: dict[str, Any], path: Path
+    task: Task,
+    autoencoder: nn.Module,
+    qdm: nn.Module | None,
+    record: dict[str, Any],
+    path: Path,
+    *,
+    regions: nn.Module | None = None,
 ) -> None:
     if pl.utilities.rank_zero_only.rank == 0:
         checkpoint.save(
@@ -318,6 +430,7 @@ def _export(
             record=record,
             # stage two goes on from the KL-VAE, the export is what users keep
             dtype="float32" if qdm is None else "float16",
+            regions_state=regions.state_dict() if regions is not None else None,
         )
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()

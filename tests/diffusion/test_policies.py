@@ -233,6 +233,31 @@ def test_gain_skips_and_freezes() -> None:
     assert gained(lambda k: (k + 1) * flat) == [0, 1, 2, 3, 4, 6, 7, 9, 11, 13, 14]
 
 
+def test_gain_asks_who_expects_it() -> None:
+    z_0 = torch.zeros(1, 1, 16, 32)
+    two = torch.full((1, 1, 2), 64)
+    asked: list[int] = []
+
+    def expected(k: int, _z_0: torch.Tensor, _before: torch.Tensor) -> torch.Tensor:
+        asked.append(k)
+        return torch.tensor([[[0.5, -0.5]]])
+
+    for threshold, runs in ((0.05, [15, 2]), (0.0, [15, 15])):
+        policy = Gain(
+            ALL, two, z_lr=z_0, refined=z_0 == 0, threshold=threshold, skips=(1, 2, 3, 6),
+            gain=expected,
+        )  # fmt: skip
+        count, low = torch.zeros(2, dtype=torch.int64), []
+        for k in range(15):
+            due = policy.due(k)[0, 0]
+            count += due
+            low += [k] * int(due[1])
+            policy.observe(k, z_0)
+        assert count.tolist() == runs
+        assert threshold == 0 or low == [0, 6]
+    assert asked == [*range(15)] * 2
+
+
 def test_gain_minds_edges_in_the_later_half() -> None:
     flat = torch.ones(1, 1, 16, 16)
     board = (torch.arange(16)[:, None] + torch.arange(16)) % 2 * 2.0 - 1

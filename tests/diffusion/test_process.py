@@ -120,3 +120,22 @@ def test_input_scale_follows_the_mask_unless_published() -> None:
     torch.testing.assert_close(scaled[..., :4] * factor, z_t[..., :4])
     published = Process(SCHEDULE, published_masking=True).scale_input(z_t, index(9), refined)
     torch.testing.assert_close(published * factor, z_t)
+
+
+def test_guess_is_the_posterior_of_white_noise() -> None:
+    deviation, t = 1.7, 6
+    a, b = 1 - float(SCHEDULE.eta[t]), SCHEDULE.kappa * float(SCHEDULE.eta[t].sqrt())
+    grid = torch.linspace(-30, 30, 200_001, dtype=torch.float64)
+    z_t, z_lr = 0.9, -0.3
+    prior = -((grid - z_lr) ** 2) / (2 * deviation**2)
+    likelihood = -((z_t - (grid + (1 - a) * (z_lr - grid))) ** 2) / (2 * b**2)
+    density = torch.softmax(prior + likelihood, dim=0)
+    mean = float((density * grid).sum())
+    variance = float((density * (grid - mean) ** 2).sum())
+    full = [torch.full((1, 1, 1, 2), value) for value in (z_t, z_lr)]
+    refined = torch.tensor([[[[True, False]]]])
+    scaled = PROCESS.scale_input(full[0], torch.tensor([t]), refined)
+    found, spread = PROCESS.guess(scaled, full[1], torch.tensor([t]), deviation, refined)
+    assert float(found[..., 0]) == pytest.approx(mean, abs=1e-4)
+    assert float(spread[..., 0]) == pytest.approx(variance**0.5, abs=1e-4)
+    assert (float(found[..., 1]), float(spread[..., 1])) == (pytest.approx(z_lr), 1.0)

@@ -101,6 +101,56 @@ def test_the_loss_is_eq_6_with_the_downstream_where_refined(
     assert loss.item() == pytest.approx(0.5 * 0.01 + 2 * 0.09, rel=1e-4)
 
 
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_preconditioned_losses_are_in_units_of_the_guess(
+    share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = make(
+        "transformer={size: custom, depth: 2, hidden_size: 32, num_heads: 2, "
+        "prediction: preconditioned, mask_input: true}",
+        "diffusion.residual_deviation=1.5",
+        f"training.diffusion.region_steps_share={share}",
+        "training.diffusion.image_weight=1",
+    )
+    batch, engine = make_batch(), module.engine
+    seen: dict[str, Tensor] = {}
+
+    def streams(scaled: Tensor, t: Any, _lr: Tensor, index: Any) -> tuple[Tensor, Tensor]:
+        # the perfect network: it knows z_0
+        steps = seen["t"]
+        base, scale = engine.frame(scaled, steps, z_lr=z_lr, noisy=index.refined)
+        perfect = (z_0 - base) / scale
+        return perfect, torch.where(index.refined, perfect, 1e4)
+
+    with torch.no_grad():
+        z_0, z_lr = engine.encode(batch["hr"]), engine.encode(engine.upsample(batch["lr"]))
+    real = module.draw_steps
+    monkeypatch.setattr(module, "draw_steps", lambda z: seen.setdefault("t", real(z)))
+    monkeypatch.setattr(engine.qdm, "streams", streams)
+    shown: list[Tensor] = []
+    monkeypatch.setattr(
+        module, "image_loss", lambda z, *_: shown.append(z) or torch.zeros((), requires_grad=True)
+    )
+    module.training_step(batch, 0)
+    assert seen["t"].ndim == (4 if share else 1)
+    assert module.logged["train/upstream"] == pytest.approx(0, abs=1e-6)
+    assert module.logged["train/downstream"] == pytest.approx(0, abs=1e-6)
+    torch.testing.assert_close(shown[0], z_0, atol=1e-4, rtol=1e-4)
+
+
+def test_steps_are_drawn_in_their_shares() -> None:
+    torch.manual_seed(0)
+    z_0 = torch.zeros(50_000, 1, 16, 16)
+    t = make("training.diffusion.first_step_share=0.25").draw_steps(z_0)
+    assert (t == 14).float().mean().item() == pytest.approx(0.25 + 0.75 / 15, abs=0.01)
+    assert (t == 3).float().mean().item() == pytest.approx(0.75 / 15, abs=0.01)
+    t = make("training.diffusion.region_steps_share=1").draw_steps(torch.zeros(4, 1, 32, 64))
+    assert t.shape == (4, 1, 32, 64)
+    windows = t.unfold(2, 16, 16).unfold(3, 16, 16).flatten(-2)
+    assert (windows == windows[..., :1]).all()
+    assert len(windows[..., 0].unique()) > 5
+
+
 @pytest.mark.parametrize("packing", ["windows", "tokens"])
 def test_a_fixed_batch_is_learnt(packing: str) -> None:
     module = make("diffusion.num_steps=2", f"transformer.packing={packing}")
@@ -130,7 +180,7 @@ LIGHT = "autoencoder.light={channels: 8, encoder_blocks: 1, decoder_blocks: 1}"
 
 
 @pytest.mark.parametrize("kind", [(), (LIGHT,)])
-def test_an_image_loss_trains_the_decoder_too(kind: tuple[str, ...]) -> None:
+def test_animage_loss_trains_the_decoder_too(kind: tuple[str, ...]) -> None:
     module = make(*kind, "training.diffusion.image_weight=0.5")
     loss = module.training_step(make_batch(), 0)
     logged = module.logged
@@ -148,7 +198,7 @@ def test_an_image_loss_trains_the_decoder_too(kind: tuple[str, ...]) -> None:
     assert {id(p) for p in autoencoder.decoder.parameters()} <= held
 
 
-def test_the_image_loss_compares_the_same_place(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_theimage_loss_compares_the_same_place(monkeypatch: pytest.MonkeyPatch) -> None:
     module = make("training.diffusion.image_weight=1", "training.autoencoder.crop_px=16")
     y, x = torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij")
     places = (16 * y + x)[None, None] / 256  # every latent another value
@@ -163,7 +213,7 @@ def test_the_image_loss_compares_the_same_place(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(module.engine, "decode", decode)
     torch.manual_seed(0)
     for _ in range(8):
-        assert module._image_loss(places, places, hr) == 0
+        assert module.image_loss(places, places, hr) == 0
     assert {tuple(z.shape) for z in shown} == {(1, 1, 4, 4)}
     assert len({float(z[0, 0, 0, 0]) for z in shown}) > 3
 

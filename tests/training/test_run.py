@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 import medqdm
 from medqdm import checkpoint
-from medqdm.config import Task, load_task
+from medqdm.config import Task, load_task, override
 from medqdm.data import SliceDataModule
 from medqdm.engine import Engine
 from medqdm.enhancer import Enhancer
@@ -29,8 +29,10 @@ from medqdm.errors import MedQDMError
 from medqdm.models.autoencoder import KLAutoencoder
 from medqdm.training.autoencoder import AutoencoderModule
 from medqdm.training.diffusion import DiffusionModule
+from medqdm.training.distillation import DistillationModule
 from medqdm.training.lightning import StepSeed, without_harmless_messages
-from medqdm.training.run import open_run, train
+from medqdm.training.regions import RegionModule
+from medqdm.training.run import distill, open_run, train, train_gain
 
 STEPS = 4
 SHORT = (
@@ -314,3 +316,139 @@ def test_harmless_messages_alone_are_kept_back(caplog: pytest.LogCaptureFixture)
             warnings.warn("another", stacklevel=1)
     log.info(tip)
     assert caplog.messages == ["GPU available: False", tip]
+
+
+MORE = (
+    "training.distillation={steps: 4, batch_size: 2, student_steps: 4, image_weight: 1}",
+    "training.regions={steps: 4, batch_size: 2}",
+    "diffusion.sampling_steps=null",
+)
+
+
+def test_a_student_is_a_model_of_few_steps(finished: Path, data: Path, tmp_path: Path) -> None:
+    teacher = finished / "weights.safetensors"
+    before = teacher.read_bytes()
+    out = distill(teacher, data, tmp_path / "run", MORE)
+    student = checkpoint.load(out)
+    assert student.task.diffusion.sampling_steps == 1
+    assert student.task.diffusion.gamma == 0
+    record = student.record["distillation"]
+    assert (record["steps"], record["teacher_sha256"]) == (4, checkpoint.load(teacher).sha256)
+    old, new = load_file(teacher), load_file(out)
+    changed = {name.split(".")[1] for name in old if not torch.equal(old[name], new[name])}
+    assert changed == {"upstream", "downstream", "decoder"}  # the encoder, and so latents, stay
+    for steps in (1, 2, 4):
+        enhancer = Enhancer(out, device="cpu", overrides=[f"diffusion.sampling_steps={steps}"])
+        assert np.isfinite(enhancer.enhance_slice(body(1, 9)[0].astype(np.float32)).hu).all()
+    assert teacher.read_bytes() == before
+
+
+def test_distillation_resumes_where_it_stopped(
+    finished: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = finished / "weights.safetensors"
+    straight = distill(teacher, data, tmp_path / "straight", MORE)
+    with monkeypatch.context() as patch:
+        Stop(patch, DistillationModule, "training_step", at=2)
+        with pytest.raises(KeyboardInterrupt):
+            distill(teacher, data, tmp_path / "stopped", MORE)
+    stopped = distill(teacher, data, tmp_path / "stopped", MORE)
+    assert_same_weights(straight, stopped)
+    other = tmp_path / "other.safetensors"
+    loaded = checkpoint.load(teacher)
+    checkpoint.save(
+        other, task=loaded.task, autoencoder_state=loaded.autoencoder.state_dict(),
+        qdm_state=loaded.qdm.state_dict(), record={"other": 1}, dtype="float16",
+    )  # fmt: skip
+    with pytest.raises(MedQDMError, match="can only be resumed from its own weights"):
+        distill(other, data, tmp_path / "stopped", MORE)
+
+
+def test_the_teachers_trajectory_is_the_deterministic_sampler(finished: Path, data: Path) -> None:
+    loaded = checkpoint.load(finished / "weights.safetensors")
+    task = override(loaded.task, MORE)
+    engine = Engine(task, loaded.autoencoder, loaded.qdm)
+    module = DistillationModule(task, engine)
+    sample = next(iter(SliceDataModule(task, data, "distillation").samples(1)))
+    lr = sample["lr"][None]
+    with torch.no_grad():
+        z_lr = engine.encode(engine.upsample(lr))
+        index = engine.index(engine.quadtree(lr), z_lr)
+        torch.manual_seed(5)
+        states, end = module.trajectory(lr, z_lr, index)
+    assert sorted(states) == [0, 5, 9, 14]
+    torch.manual_seed(5)
+    first = torch.randn_like(z_lr)
+    steps = list(engine.steps(lr, z_lr, index, lambda _k: first, gamma=0.0))
+    assert torch.equal(end, steps[-1].z_0)
+    assert torch.equal(states[9], steps[4].z_s)  # after the step at 10
+    assert torch.equal(states[14], engine.process.prior(z_lr, first, index.refined))
+
+
+def test_train_gain_adds_networks_and_changes_nothing_else(
+    finished: Path, data: Path, tmp_path: Path
+) -> None:
+    weights = finished / "weights.safetensors"
+    for source in ("gain.source=regressor", "groups.confidence=head"):
+        setting = [f"diffusion.sampler.{source}"]
+        setting.append(f"diffusion.sampler.name={source.split('.')[0]}")
+        enhancer = Enhancer(weights, device="cpu", overrides=[*setting, MORE[2]])
+        with pytest.raises(MedQDMError, match="add them with medqdm train-gain"):
+            enhancer.enhance_slice(body(1, 9)[0].astype(np.float32))
+    out = train_gain(weights, data, tmp_path / "run", MORE)
+    old, new = load_file(weights), load_file(out)
+    assert all(torch.equal(value, new[name]) for name, value in old.items())
+    added = {name.split(".")[0] for name in new.keys() - old.keys()}
+    assert added == {"regions"}
+    for source in ("gain.source=regressor", "groups.confidence=head"):
+        name = source.split(".")[0]
+        setting = [f"diffusion.sampler.{source}", f"diffusion.sampler.name={name}", MORE[2]]
+        done = Enhancer(out, device="cpu", overrides=setting).enhance_slice(
+            body(1, 9)[0].astype(np.float32)
+        )
+        assert np.isfinite(done.hu).all()
+
+
+@pytest.fixture
+def regions(finished: Path, data: Path) -> tuple[RegionModule, dict[str, Any]]:
+    """A module outside a trainer, and a batch."""
+    loaded = checkpoint.load(finished / "weights.safetensors")
+    task = override(loaded.task, ["training.regions.learning_rate=3e-3", MORE[2]])
+    torch.manual_seed(0)
+    engine = Engine(task, loaded.autoencoder, loaded.qdm, checkpoint.build_regions(task))
+    samples = list(SliceDataModule(task, data, "regions").samples(2))
+    batch = {key: torch.stack([s[key] for s in samples]) for key in ("hr", "lr")}
+    return RegionModule(task, engine), batch
+
+
+def test_networks_for_regions_learn_what_a_run_gains(regions, monkeypatch) -> None:
+    module, batch = regions
+    early, late = (torch.full((2, 2, 1, 1), value) for value in (0.5, -0.3))
+    monkeypatch.setattr(module, "gains", lambda *_: [early] * 3 + [late] * 12)
+    optimizer = module.configure_optimizers()["optimizer"]
+    losses = []
+    for _ in range(40):
+        torch.manual_seed(3)
+        gain, confidence = module.losses(batch)
+        optimizer.zero_grad()
+        (gain + confidence).backward()
+        optimizer.step()
+        losses.append((float(gain.detach()), float(confidence.detach())))
+    assert losses[-1][0] < 0.5 * losses[0][0]
+    assert losses[-1][1] < losses[0][1]
+
+
+def test_gains_are_of_error_and_of_edges(regions) -> None:
+    module, batch = regions
+    engine, (hr, lr) = module.engine, (batch["hr"], batch["lr"])
+    with torch.no_grad():
+        z_0, z_lr = engine.encode(hr), engine.encode(engine.upsample(lr))
+        refined = torch.ones(2, 1, *z_0.shape[2:], dtype=torch.bool)
+        nearer = [z_0 + (z_lr - z_0) * share for share in (0.5, 0.25, 0.5)]
+        found = torch.stack(module.gains(nearer, z_0, z_lr, lr, engine.decode(z_0, lr), refined))
+    # half the distance is a quarter of the squared error: log10(4) of 10 dB
+    expected = np.tanh([np.log10(4), np.log10(4), -np.log10(4)])
+    np.testing.assert_allclose(found[:, :, 0].mean(dim=(1, 2, 3)), expected, atol=1e-3)
+    edges = found[:, :, 1].flatten(1)
+    assert (edges[:2] > 0).all()
+    torch.testing.assert_close(edges[2], -edges[1])
