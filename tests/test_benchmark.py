@@ -273,3 +273,23 @@ def test_command_measures_weights_on_a_series(weights: Path, ct_series, tmp_path
     assert data["about"]["weights_sha256"]
     assert data["about"]["share_refined"] == 0
     assert str(series) not in json.dumps(data)
+
+
+def test_the_papers_autoencoder_can_be_what_others_are_compared_with() -> None:
+    first, *rest = variants_for(15, has_bf16=True, has_paper=True)
+    assert first == ("dense", "fp32", 15, "paper")
+    assert rest == variants_for(15, has_bf16=True)
+    light = ["slice_px=64", "autoencoder={light: {channels: 8, decoder_blocks: 1}}"]
+    small = subject(settings=light, random=True)
+    assert small.enhancer.engine.task.autoencoder.light is not None
+    found = benchmark.run_benchmark(small, repeats=1, quick=True, paper_autoencoder=True)
+    paper, dense = found.variants[:2]
+    assert (paper.name, dense.name) == ("KL-VAE dense fp32, 15 steps", "dense fp32, 15 steps")
+    assert paper.speedup == 1
+    assert paper.seconds["decode"] > 3 * dense.seconds["decode"]  # 55 M parameters against 0.02 M
+    windows = next(m for m in found.variants if m.variant["packing"] == "windows")
+    assert windows.dense_difference is not None
+    assert windows.dense_difference < 1e-4
+    deep = subject(settings=["autoencoder={light: {compression: 8}}", "slice_px=128"], random=True)
+    with pytest.raises(MedQDMError, match="--paper-autoencoder: the task's latents must be of 4"):
+        benchmark.run_benchmark(deep, repeats=1, quick=True, paper_autoencoder=True)

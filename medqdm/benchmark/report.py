@@ -173,7 +173,8 @@ def markdown(found: Benchmark) -> str:
 
 def _name(measured: Measured) -> tuple[str, str]:
     variant = measured.variant
-    return f"{variant['packing']} {variant['precision']}", str(variant["steps"])
+    paper = "KL-VAE " if variant["autoencoder"] == "paper" else ""
+    return f"{paper}{variant['packing']} {variant['precision']}", str(variant["steps"])
 
 
 def _gigabytes(num_bytes: int) -> str:

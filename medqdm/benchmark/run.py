@@ -15,12 +15,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medqdm import io
+from medqdm import checkpoint, io
 from medqdm.benchmark import growth as growing
 from medqdm.benchmark.measure import PeakMemory, Stopwatch, matrix_rate, multiply_adds
 from medqdm.benchmark.subject import Subject, every_region, lr_batch, noise_like
-from medqdm.config import override
+from medqdm.checkpoint import Autoencoder
+from medqdm.config import AutoencoderSection, Task, override
 from medqdm.engine import Engine, autocast, is_bf16_fast
+from medqdm.errors import MedQDMError
+from medqdm.models.autoencoder import KLAutoencoder
 from medqdm.models.windows import PATCH, WindowIndex
 from medqdm.version import __version__
 from medqdm.volume import Volume
@@ -42,17 +45,21 @@ class Variant(NamedTuple):
             refined one, ``tokens`` refined ones alone.
         precision: of the networks.
         steps: of the sampler.
+        autoencoder: ``task``'s own, or the ``paper``'s KL-VAE in its place, with random weights and
+            decoded in one piece.
     """
 
     packing: Literal["dense", "windows", "tokens"]
     precision: Precision
     steps: int
+    autoencoder: Literal["task", "paper"] = "task"
 
     @property
     def name(self) -> str:
         """What tables and plots call it."""
         steps = "1 step" if self.steps == 1 else f"{self.steps} steps"
-        return f"{self.packing} {self.precision}, {steps}"
+        paper = "KL-VAE " if self.autoencoder == "paper" else ""
+        return f"{paper}{self.packing} {self.precision}, {steps}"
 
 
 @dataclass(frozen=True)
@@ -119,14 +126,16 @@ class _Record:
     seconds: list[dict[str, float]] = field(default_factory=list)
 
 
-def variants_for(num_steps: int, *, has_bf16: bool) -> list[Variant]:
+def variants_for(num_steps: int, *, has_bf16: bool, has_paper: bool = False) -> list[Variant]:
     """The variants to compare: packing, then precision, then steps; dense fp32 first.
 
     Args:
         num_steps: of the schedule.
         has_bf16: whether the device multiplies bf16 in hardware; else bf16 is left out.
+        has_paper: begin with the paper's KL-VAE instead of the task's autoencoder.
     """
-    full = [Variant(p, "fp32", num_steps) for p in ("dense", "windows", "tokens")]
+    paper = [Variant("dense", "fp32", num_steps, "paper")] if has_paper else []
+    full = paper + [Variant(p, "fp32", num_steps) for p in ("dense", "windows", "tokens")]
     if has_bf16:
         full += [Variant(p, "bf16", num_steps) for p in ("dense", "tokens")]
     last: Precision = "bf16" if has_bf16 else "fp32"
@@ -140,6 +149,7 @@ def run_benchmark(
     quick: bool = False,
     batches: Sequence[int] = growing.BATCHES,
     sides_px: Sequence[int] = growing.SIDES_PX,
+    paper_autoencoder: bool = False,
     announce: Announce = lambda _text: None,
 ) -> Benchmark:
     """Measure everything.
@@ -153,6 +163,7 @@ def run_benchmark(
         quick: the variants alone, without growth.
         batches: slices in a batch to try, rising; see ``growth.by_batch``.
         sides_px: sides of output slices to try; see ``growth.by_side``.
+        paper_autoencoder: compare with dense fp32 and the paper's KL-VAE.
         announce: called with what is done next.
     """
     count = repeats or (QUICK_REPEATS if quick else REPEATS)
@@ -165,7 +176,7 @@ def run_benchmark(
         records = {}
         has_bf16 = is_bf16_fast(device)
         num_steps = subject.enhancer.task.diffusion.num_steps
-        for variant in variants_for(num_steps, has_bf16=has_bf16):
+        for variant in variants_for(num_steps, has_bf16=has_bf16, has_paper=paper_autoencoder):
             announce(f"warm-up: {variant.name}")
             pipeline = Pipeline(subject, variant)
             with PeakMemory(device) as memory:
@@ -220,7 +231,10 @@ class Pipeline:
         self.device = enhancer.device
         self.variant = variant
         shared = enhancer.engine
-        self.engine = Engine(self.task, shared.autoencoder, shared.qdm).to(self.device).eval()
+        autoencoder = shared.autoencoder
+        if variant.autoencoder == "paper":
+            self.task, autoencoder = paper_autoencoder(self.task)
+        self.engine = Engine(self.task, autoencoder, shared.qdm).to(self.device).eval()
 
     @torch.no_grad()
     def run(self, folder: Path) -> Outcome:
@@ -239,12 +253,37 @@ class Pipeline:
             with watch.lap("denoise"):
                 z_0 = engine.denoise(lr, z_lr, index, noise_like(z_lr))
             with watch.lap("decode"):
-                sr = engine.decode(z_0, lr)[:, 0].cpu().numpy()
+                if self.variant.autoencoder == "paper":
+                    assert isinstance(engine.autoencoder, KLAutoencoder)
+                    sr = engine.autoencoder.decode(z_0)[:, 0].cpu().numpy()
+                else:
+                    sr = engine.decode(z_0, lr)[:, 0].cpu().numpy()
         with watch.lap("write"):
             hu = self.task.hu_window.denormalize(sr)
             _write(volume, hu, folder / "sr", upscale=self.task.upscale)
         shutil.rmtree(folder / "sr")
         return Outcome(watch.seconds, hu, index, z_0.float().cpu())
+
+
+def paper_autoencoder(task: Task) -> tuple[Task, Autoencoder]:
+    """The task with the paper's KL-VAE, and that with random weights.
+
+    Raises:
+        MedQDMError: the task's latents are not those of the KL-VAE.
+    """
+    mine = task.autoencoder
+    paper = AutoencoderSection(
+        latent_channels=mine.latent_channels, image_channels=mine.image_channels, latent_scale=1.0
+    )
+    if mine.compression != paper.compression:
+        raise MedQDMError(
+            f"--paper-autoencoder: the task's latents must be of {paper.compression} pixels a "
+            f"side as the KL-VAE's, got {mine.compression}; leave it out"
+        )
+    task = task.model_copy(update={"autoencoder": paper})
+    network = checkpoint.build_autoencoder(task)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return task, network
 
 
 def dense_index(refined: Tensor) -> WindowIndex:
@@ -287,7 +326,7 @@ def _summarize(
     matrix_flops: dict[str, float],
 ) -> list[Measured]:
     batch, qdm = len(subject.lr.hu), subject.enhancer.engine.qdm
-    dense = next(iter(records.values())).first
+    dense = next(r.first for v, r in records.items() if v.autoencoder == "task")
     measured: list[Measured] = []
     for variant, record in records.items():
         index = record.first.index

@@ -14,9 +14,9 @@ from medqdm import checkpoint, io
 from medqdm.config import Task, load_task, override
 from medqdm.data.slices import to_hr_slices
 from medqdm.degrade import degrade, draw
+from medqdm.diffusion.noise import SliceNoise
 from medqdm.engine import Engine
 from medqdm.enhance import WEIGHTS_FOLDER, load_enhancer
-from medqdm.diffusion.noise import SliceNoise
 from medqdm.enhancer import Enhancer
 from medqdm.errors import MedQDMError
 from medqdm.volume import Volume
