@@ -28,6 +28,7 @@ __all__ = [
 
 # Loaded when first used: ``import medqdm`` stays light, without torch.
 _LAZY = {
+    "enhance_all": "medqdm.batch",
     "enhance_series": "medqdm.enhance",
     "train": "medqdm.training.run",
     "prepare": "medqdm.data",

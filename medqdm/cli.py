@@ -11,6 +11,7 @@ from typing import Annotated, Any, Optional
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -125,6 +126,9 @@ def enhance(  # noqa: PLR0913, PLR0917  (one option each)
         Optional[int],  # noqa: UP045
         typer.Option(min=0, max=2, help="NIfTI, NRRD, MHA: array axis across slices."),
     ] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave damaged slices out instead of refusing all.")
+    ] = False,
     settings: Set = None,
     precision: Annotated[
         Precision, typer.Option(help="auto: bf16 where it is fast and changes at most 2 HU.")
@@ -147,6 +151,10 @@ def enhance(  # noqa: PLR0913, PLR0917  (one option each)
     uncertainty: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(metavar="N", help="Draw N samples, write their deviation in HU."),
+    ] = None,
+    mean: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(metavar="N", help="Draw N samples, write their mean, and the deviation."),
     ] = None,
     transfer_syntax: Annotated[
         Syntax, typer.Option(help="DICOM: how the pixels are stored, without loss.")
@@ -179,6 +187,7 @@ def enhance(  # noqa: PLR0913, PLR0917  (one option each)
         "steps": steps,
         "consistency": consistency,
         "uncertainty": uncertainty,
+        "mean": mean,
     }
     output: dict[str, Any] = {
         "file_format": file_format.value,
@@ -186,6 +195,7 @@ def enhance(  # noqa: PLR0913, PLR0917  (one option each)
         "dates": dates.value,
         "resume": resume,
         "overwrite": overwrite,
+        "skip_bad": skip_bad,
         "announce": _announce,
         "track": lambda done, total: _progress(done, total, "slices"),
     }
@@ -475,6 +485,12 @@ def benchmark(  # noqa: PLR0913, PLR0917  (one option each)
     random: Annotated[
         bool, typer.Option("--random", help="Random weights: any size of network, speed alone.")
     ] = False,
+    paper_autoencoder: Annotated[
+        bool,
+        typer.Option(
+            "--paper-autoencoder", help="Compare with the paper's KL-VAE (random weights)."
+        ),
+    ] = False,
     series_uid: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option("--series", help="SeriesInstanceUID (or its end) where there are several."),
@@ -500,7 +516,13 @@ def benchmark(  # noqa: PLR0913, PLR0917  (one option each)
         degraded=degrade,
         random=random,
     )
-    found = bench.run_benchmark(subject, repeats=repeats, quick=quick, announce=_say)
+    found = bench.run_benchmark(
+        subject,
+        repeats=repeats,
+        quick=quick,
+        paper_autoencoder=paper_autoencoder,
+        announce=_say,
+    )
     for line in bench.summary(found):
         console.print(line, soft_wrap=True, highlight=False)
     for table in bench.tables(found):
@@ -535,22 +557,47 @@ def info(
         console.print_json(json.dumps(asdict(inventory), default=str))
         return
     for found in inventory.series:
-        spacing = " x ".join("?" if s is None else f"{s:.4g}" for s in found.spacing_mm)
-        console.print(
-            f"{found.kind} {found.series_instance_uid or found.path.name}: "
-            f"{found.num_slices} slices of {found.matrix[1]} x {found.matrix[0]}, "
-            f"spacing (z, y, x) {spacing} mm",
-            soft_wrap=True,
-            highlight=False,
-        )
-        for warning in found.warnings:
-            console.print(f"  [yellow]warning:[/] {warning}", soft_wrap=True, highlight=False)
-        if found.problem:
-            console.print(f"  [red]refused:[/] {found.problem}", soft_wrap=True, highlight=False)
-        else:
-            console.print("  can be enhanced", highlight=False)
+        _show_series(found)
     for reason, count in sorted(inventory.skipped.items()):
-        console.print(f"skipped {count} files: {reason}", soft_wrap=True, highlight=False)
+        _show(f"skipped {count} file(s): {reason}")
+    if not inventory.series:
+        _show("no CT series here")
+
+
+def _show_series(found: Any) -> None:
+    """What the reader saw of one series, and what ``enhance`` would make of it."""
+    spacing = " x ".join(f"{s:.4g}" for s in found.spacing_mm)
+    _show(
+        f"{found.kind} {found.series_instance_uid or found.path.name}: "
+        f"{found.num_slices} slices of {found.matrix[1]} x {found.matrix[0]}, "
+        f"spacing (z, y, x) {spacing} mm"
+    )
+    facts = [
+        found.acquisition,
+        f"{found.num_gaps} gap(s)" if found.num_gaps else "no gaps",
+        f"tilt {found.tilt_degrees:g} degrees" if found.tilt_degrees else "no tilt",
+        f"padding {found.padding}" if found.padding else "no padding",
+        *found.encoding,
+    ]
+    if found.kind == "dicom" and not found.problem:
+        _show("  " + ", ".join(fact for fact in facts if fact))
+    for warning in (*found.warnings, *(() if found.problem else found.doubts())):
+        _show(f"  [yellow]warning:[/] {escape(warning)}", markup=True)
+    if found.problem:
+        _show(f"  [red]refused:[/] {escape(found.problem)}", markup=True)
+        return
+    how = " with --slice-axis" if found.needs_slice_axis else ""
+    for upscale in (4, 8):
+        out = found.enlarged(upscale)
+        _show(
+            f"  can be enhanced{how} x{upscale}: {found.num_slices} slices of "
+            f"{out.matrix[1]} x {out.matrix[0]}, spacing (y, x) {out.spacing_mm[0]:.4g} x "
+            f"{out.spacing_mm[1]:.4g} mm, about {out.num_bytes / 1e6:.0f} MB"
+        )
+
+
+def _show(text: str, *, markup: bool = False) -> None:
+    console.print(text, soft_wrap=True, highlight=False, markup=markup)
 
 
 @app.command()
@@ -619,7 +666,7 @@ def _announce(enhancer: Any, volume: Any) -> None:
 
 
 def _warn(text: str) -> None:
-    messages.print(f"[yellow]warning:[/] {text}", soft_wrap=True, highlight=False)
+    messages.print(f"[yellow]warning:[/] {escape(text)}", soft_wrap=True, highlight=False)
 
 
 def _say(text: str) -> None:
@@ -657,5 +704,5 @@ def main() -> None:
     try:
         app()
     except MedQDMError as error:
-        messages.print(f"[red]medqdm:[/] {error}", soft_wrap=True, markup=True, highlight=False)
+        messages.print(f"[red]medqdm:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
         raise SystemExit(2) from None

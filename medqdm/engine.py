@@ -351,6 +351,7 @@ def uncertainty(
     noises: Sequence[Noise],
     *,
     difficulty: Int[Tensor, "b hc wc"] | None = None,
+    mean: bool = False,
 ) -> tuple[Enhanced, Float[Tensor, "b 1 hs ws"]]:
     """How much of an output is chance: its standard deviation over draws.
 
@@ -361,9 +362,10 @@ def uncertainty(
         lr: (b, 1, h, w) in [-1, 1].
         noises: one per draw, each as ``Engine.enhance`` takes it; two or more.
         difficulty: see ``Engine.quadtree``.
+        mean: give the mean of the draws, an estimate of the posterior's, not the first.
 
     Returns:
-        The first draw as ``Engine.enhance`` gives it, and the deviation per pixel in HU.
+        The first draw (or the mean) as ``Engine.enhance`` gives it, and the deviation in HU.
 
     Raises:
         MedQDMError: fewer than two draws.
@@ -379,8 +381,10 @@ def uncertainty(
         for noise, policy in zip(noises, plans, strict=True)
     ]
     draws = [engine.decode(torch.where(index.refined, z, latents[0]), lr) for z in latents]
-    deviation = torch.stack(draws).std(dim=0) * engine.task.hu_window.hu_per_unit
-    return Enhanced(draws[0], tree.refined, plans[0].cost), deviation
+    drawn = torch.stack(draws)
+    deviation = drawn.std(dim=0) * engine.task.hu_window.hu_per_unit
+    shown = drawn.mean(dim=0) if mean else draws[0]
+    return Enhanced(shown, tree.refined, plans[0].cost), deviation
 
 
 def _channels_last(image: Tensor) -> Tensor:

@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 
 from medqdm import io, metrics, picture
 from medqdm.config import Precision, load_task
-from medqdm.enhancer import EnhancedSlice, Enhancer
+from medqdm.enhancer import Enhancer
 from medqdm.errors import MedQDMError
 from medqdm.io.whole import check_folder
+from medqdm.jobs import EnhancedSlice
 from medqdm.sampling import settings_of
 from medqdm.streaming import map_behind
 from medqdm.version import __version__
@@ -110,7 +111,9 @@ class SliceArchive:
         self._num_slices = num_slices
         self._file = tempfile.TemporaryFile()  # noqa: SIM115  (``close`` closes it)
         self._archive = zipfile.ZipFile(self._file, "w", zipfile.ZIP_DEFLATED)
-        self._array = self._archive.open(f"{name}.npy", "w", force_zip64=True)
+        entry = zipfile.ZipInfo(f"{name}.npy")  # without the time: the same array, the same file
+        entry.compress_type = zipfile.ZIP_DEFLATED
+        self._array = self._archive.open(entry, "w", force_zip64=True)
         self._is_empty = True
 
     def add(self, image: NDArray[Any]) -> None:
@@ -257,7 +260,8 @@ def _series_settings(enhancer: Enhancer, transfer_syntax: str, dates: str) -> io
         software_version=__version__,
         weights_id=enhancer.sha256[:12],
         uid_entropy=(enhancer.sha256, __version__, enhancer.task.model_dump_json(),
-                     str(enhancer.seed), enhancer.device.type, enhancer.precision),
+                     str(enhancer.seed), enhancer.device.type, enhancer.precision,
+                     f"mean of {enhancer.draws}" if enhancer.mean else "one draw"),
         transfer_syntax=transfer_syntax,
         dates=dates,
     )  # fmt: skip
@@ -300,6 +304,7 @@ def load_enhancer(  # noqa: PLR0913  (all by keyword but two)
     steps: int | None = None,
     consistency: bool = False,
     uncertainty: int | None = None,
+    mean: int | None = None,
 ) -> Enhancer:
     """The model that a user means by ``--task`` and ``--weights``.
 
@@ -315,6 +320,7 @@ def load_enhancer(  # noqa: PLR0913  (all by keyword but two)
         steps: sampling steps; None: the task's, or all with a sampler.
         consistency: draw the output, reduced, nearer to the input.
         uncertainty: draws of each slice, two or more, whose deviation is written beside it.
+        mean: draws of each slice, two or more, whose mean is written instead of the first draw.
 
     Raises:
         MedQDMError: no such weights, or weights of another factor than the task's.
@@ -327,7 +333,8 @@ def load_enhancer(  # noqa: PLR0913  (all by keyword but two)
         seed=seed,
         overrides=[*settings_of(sampler, steps=steps, consistency=consistency), *settings],
         batch_size=batch_size,
-        draws=_checked_draws(uncertainty),
+        draws=_checked_draws(uncertainty, mean),
+        mean=mean is not None,
     )
     if weights and task and load_task(task).upscale != enhancer.task.upscale:
         raise MedQDMError(
@@ -348,6 +355,7 @@ def enhance_series(  # noqa: PLR0913  (all by keyword but two)
     file_format: str = "dicom",
     series_uid: str | None = None,
     slice_axis: int | None = None,
+    skip_bad: bool = False,
     settings: Sequence[str] = (),
     precision: Precision = "auto",
     batch_size: int | None = None,
@@ -355,6 +363,7 @@ def enhance_series(  # noqa: PLR0913  (all by keyword but two)
     steps: int | None = None,
     consistency: bool = False,
     uncertainty: int | None = None,
+    mean: int | None = None,
     transfer_syntax: str = "explicit",
     dates: str = "now",
     resume: bool = False,
@@ -374,6 +383,7 @@ def enhance_series(  # noqa: PLR0913  (all by keyword but two)
         file_format: one of ``io.FORMATS``.
         series_uid: SeriesInstanceUID, where the folder holds several series.
         slice_axis: array axis across slices, where a NIfTI, NRRD or MetaImage file does not tell.
+        skip_bad: leave damaged DICOM slices out instead of refusing the series.
         settings: ``key=value`` changes to the task that the weights carry.
         precision: ``auto``, ``fp32`` or ``bf16``; see ``Enhancer``.
         batch_size: tiles that the network gets at once; None: found, see ``Enhancer``.
@@ -381,6 +391,7 @@ def enhance_series(  # noqa: PLR0913  (all by keyword but two)
         steps: sampling steps; None: the task's, or all with a sampler.
         consistency: draw the output, reduced, nearer to the input.
         uncertainty: draws of each slice, two or more, whose deviation is written beside it.
+        mean: draws of each slice, two or more, whose mean is written instead of the first draw.
         transfer_syntax: of a DICOM series, see ``io.SeriesSettings``.
         dates: of a DICOM series, see ``io.SeriesSettings``.
         resume: go on where an interrupted run stopped, see ``enhance_volume``.
@@ -392,7 +403,7 @@ def enhance_series(  # noqa: PLR0913  (all by keyword but two)
         MedQDMError: anything about input, weights, settings or output that the user can put right.
     """
     check_output(Path(series), Path(out), overwrite=overwrite or resume)
-    volume = io.read(series, series=series_uid, slice_axis=slice_axis)
+    volume = io.read(series, series=series_uid, slice_axis=slice_axis, skip_bad=skip_bad)
     enhancer = load_enhancer(
         task,
         weights,
@@ -405,6 +416,7 @@ def enhance_series(  # noqa: PLR0913  (all by keyword but two)
         steps=steps,
         consistency=consistency,
         uncertainty=uncertainty,
+        mean=mean,
     )
     announce(enhancer, volume)
     return enhance_volume(
@@ -420,15 +432,19 @@ def enhance_series(  # noqa: PLR0913  (all by keyword but two)
     )
 
 
-def _checked_draws(uncertainty: int | None) -> int:
-    if uncertainty is not None and uncertainty < 2:
-        raise MedQDMError(f"--uncertainty: must be 2 draws or more, got {uncertainty}; ask for 8")
-    return uncertainty or 1
+def _checked_draws(uncertainty: int | None, mean: int | None) -> int:
+    for name, draws in (("uncertainty", uncertainty), ("mean", mean)):
+        if draws is not None and draws < 2:
+            raise MedQDMError(f"--{name}: must be 2 draws or more, got {draws}; ask for 8")
+    if uncertainty is not None and mean is not None and uncertainty != mean:
+        raise MedQDMError(
+            f"--mean: must be as many draws as --uncertainty, {uncertainty}, got {mean}; "
+            "leave one of them out"
+        )
+    return uncertainty or mean or 1
 
 
-def check_output(
-    series: Path, out: Path, *, overwrite: bool, marker: str = io.RUN_FILE
-) -> None:
+def check_output(series: Path, out: Path, *, overwrite: bool, marker: str = io.RUN_FILE) -> None:
     """Refuse, before any work is done, an output folder that must not be written.
 
     Args:
@@ -460,11 +476,12 @@ def describe(enhancer: Enhancer) -> str:
     sampler = task.diffusion.sampler
     steps = task.diffusion.sampling_steps or task.diffusion.num_steps
     consistency = ", drawn nearer to the input" if task.diffusion.consistency else ""
+    mean = f", mean of {enhancer.draws} draws" if enhancer.mean else ""
     return (
         f"In-plane x{task.upscale} super-resolution by a quadtree diffusion model; detail is "
         f"synthetic. medqdm {__version__}, task {task.name}, weights sha256:{enhancer.sha256}, "
         f"seed {enhancer.seed}, sampler {sampler.name}, steps {steps}, "
-        f"gamma {task.diffusion.gamma:g}{consistency}, "
+        f"gamma {task.diffusion.gamma:g}{mean}{consistency}, "
         f"s {task.quadtree.threshold:g} ({task.threshold_hu:g} HU), "
         f"{enhancer.device.type} {enhancer.precision}"
     )
@@ -488,6 +505,7 @@ def run_record(
         "batch_size": enhancer.batch_size,
         "seed": enhancer.seed,
         "draws": enhancer.draws,
+        "mean": enhancer.mean,
         "weights_sha256": enhancer.sha256,
         "task": enhancer.task.model_dump(mode="json", exclude={"training"}),
         "threshold_hu": enhancer.task.threshold_hu,

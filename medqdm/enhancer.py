@@ -8,28 +8,22 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from functools import cached_property
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from medqdm import checkpoint
 from medqdm.config import Precision, Task, override
-from medqdm.diffusion.consistency import back_project
-from medqdm.diffusion.noise import SliceNoise
-from medqdm.diffusion.quadtree import steady
 from medqdm.diffusion.sampler import Noise
-from medqdm.engine import Engine, Enhanced, autocast, is_bf16_fast, quadtree_of, uncertainty
+from medqdm.engine import Engine, Enhanced, autocast, is_bf16_fast, uncertainty
 from medqdm.errors import MedQDMError
+from medqdm.jobs import EnhancedSlice, SliceJob, Tile, steadied
 from medqdm.streaming import map_behind, prefetch
-from medqdm.tiling import Fusion, tile_starts
 from medqdm.volume import Volume
 
 TILES_PER_BATCH = {"cpu": 1, "cuda": 8}  # until a GPU's free memory is known
@@ -38,27 +32,6 @@ MEMORY_SHARE = 0.6  # of what is free: other tiles hold more detail than the mea
 BF16_TOLERANCE_HU = 2.0  # mean absolute difference to fp32
 CHECK_LR_PX = 64  # side of the crop on which precision, speed and memory are measured
 SLICES_AHEAD = 2  # read before the network needs them
-
-
-@dataclass(frozen=True, eq=False)
-class EnhancedSlice:
-    """One slice of the output.
-
-    Args:
-        z: index of the slice in the volume.
-        hu: ``(y * upscale, x * upscale)`` float32 in HU.
-        refined: ``(ceil(y / 2), ceil(x / 2))`` bool: cells of 2 x 2 input pixels in which detail
-            was synthesised by the downstream.
-        seconds: time it took.
-        deviation_hu: ``(y * upscale, x * upscale)`` float32, standard deviation over the draws;
-            None without ``draws``.
-    """
-
-    z: int
-    hu: NDArray[np.float32]
-    refined: NDArray[np.bool_]
-    seconds: float
-    deviation_hu: NDArray[np.float32] | None = None
 
 
 def choose_device(name: str) -> torch.device:
@@ -94,6 +67,7 @@ class Enhancer:
             as its free memory holds. Halved when memory runs out.
         draws: samples per slice, with seed, seed + 1, ...: the first is the output, and from two
             on their standard deviation is given with it.
+        mean: the output is the mean of the draws instead.
 
     Attributes:
         precision: the one in use, ``fp32`` or ``bf16``.
@@ -118,6 +92,7 @@ class Enhancer:
         overrides: Sequence[str] = (),
         batch_size: int | None = None,
         draws: int = 1,
+        mean: bool = False,
     ) -> None:
         if draws < 1:
             raise MedQDMError(f"--uncertainty: must be 2 draws or more, got {draws}")
@@ -139,6 +114,7 @@ class Enhancer:
         self.precision: Precision = self._wanted_precision()
         self.seed = seed
         self.draws = draws
+        self.mean = mean
         self.batch_size = batch_size or TILES_PER_BATCH[self.device.type]
         self.redone: set[int] = set()
         self._finds_batch_size = batch_size is None and self.device.type == "cuda"
@@ -237,14 +213,14 @@ class Enhancer:
         first, tiles_before = self._first_of_batch(volume, start)
         indices = range(max(0, first - 1), len(positions))  # a neighbour before, for ``steady``
         with closing(prefetch((volume.hu[z] for z in indices), SLICES_AHEAD)) as images:
-            jobs: Iterator[_SliceJob] = (
+            jobs: Iterator[SliceJob] = (
                 self._job(z, hu, positions[z]) for z, hu in zip(indices, images, strict=True)
             )
             if self.task.diffusion.sampler.steady != "none":
-                jobs = _steadied(jobs, self.task.diffusion.sampler.steady)
+                jobs = steadied(jobs, self.task.diffusion.sampler.steady)
             wanted = (job for job in jobs if job.z >= first)
             done = (job for job in self._run(wanted, tiles_before) if job.z >= start)
-            yield from map_behind(_SliceJob.finish, done, 1)
+            yield from map_behind(SliceJob.finish, done, 1)
 
     def _first_of_batch(self, volume: Volume, start: int) -> tuple[int, int]:
         """The slice in which the batch of slice ``start`` begins, and its tiles before that."""
@@ -271,8 +247,8 @@ class Enhancer:
         (job,) = self._run([self._job(z, hu, position_mm)])
         return job.finish()
 
-    def _job(self, z: int, hu: NDArray[np.float32], position_mm: float) -> "_SliceJob":
-        return _SliceJob(self.task, range(self.seed, self.seed + self.draws), z, hu, position_mm)
+    def _job(self, z: int, hu: NDArray[np.float32], position_mm: float) -> "SliceJob":
+        return SliceJob(self.task, range(self.seed, self.seed + self.draws), z, hu, position_mm)
 
     def estimate_seconds(self, volume: Volume) -> float:
         """Rough time for a volume, from the speed on its middle (see ``prepare``)."""
@@ -282,7 +258,7 @@ class Enhancer:
         px = len(job.corners) * math.prod(job.tile_shape)
         return self._seconds_per_px * px * len(volume.hu)
 
-    def _run(self, jobs: "Iterable[_SliceJob]", tiles_before: int = 0) -> "Iterator[_SliceJob]":
+    def _run(self, jobs: "Iterable[SliceJob]", tiles_before: int = 0) -> "Iterator[SliceJob]":
         """The jobs with all their tiles done, each in fp32 if it was not finite in bf16."""
         for job in self._complete(jobs, self.precision, tiles_before):
             if job.is_finite:
@@ -290,7 +266,7 @@ class Enhancer:
             else:
                 yield self._redo(job)
 
-    def _redo(self, job: "_SliceJob") -> "_SliceJob":
+    def _redo(self, job: "SliceJob") -> "SliceJob":
         again = job
         if self.precision != "fp32":
             self.redone.add(job.z)
@@ -303,15 +279,15 @@ class Enhancer:
         return again
 
     def _complete(
-        self, jobs: "Iterable[_SliceJob]", precision: Precision, tiles_before: int = 0
-    ) -> "Iterator[_SliceJob]":
+        self, jobs: "Iterable[SliceJob]", precision: Precision, tiles_before: int = 0
+    ) -> "Iterator[SliceJob]":
         """Enhance the tiles of all jobs in batches; the jobs, in order, when their last is done.
 
         A job whose first tiles are left out is never done.
         """
-        tiles = (_Tile(job, y, x) for job in jobs for y, x in job.corners)
+        tiles = (Tile(job, y, x) for job in jobs for y, x in job.corners)
         next(islice(tiles, tiles_before, tiles_before), None)
-        waiting: list[_Tile] = []
+        waiting: list[Tile] = []
         while waiting := waiting + list(islice(tiles, max(0, self.batch_size - len(waiting)))):
             group = waiting[: self.batch_size]
             began = time.monotonic()
@@ -332,7 +308,7 @@ class Enhancer:
                     yield tile.job
 
     def _try(
-        self, group: "Sequence[_Tile]", precision: Precision
+        self, group: "Sequence[Tile]", precision: Precision
     ) -> tuple[Enhanced, Tensor | None] | None:
         """A batch through the network, and its deviation in HU; None if memory ran out."""
         lr = torch.stack([tile.lr for tile in group])[:, None].to(self.device)
@@ -349,13 +325,13 @@ class Enhancer:
                 if self.draws == 1:
                     return self.engine.enhance(lr, noise_of(0), difficulty=difficulty), None
                 noises = [noise_of(draw) for draw in range(self.draws)]
-                return uncertainty(self.engine, lr, noises, difficulty=difficulty)
+                return uncertainty(self.engine, lr, noises, difficulty=difficulty, mean=self.mean)
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
         return None
 
-    def _halve(self, group: "Sequence[_Tile]") -> None:
+    def _halve(self, group: "Sequence[Tile]") -> None:
         if len(group) == 1:
             height, width = group[0].job.tile_shape
             raise MedQDMError(
@@ -374,7 +350,7 @@ class Enhancer:
         if self.asked_precision == "auto" and not self.bf16_shift_hu <= BF16_TOLERANCE_HU:
             self.precision = "fp32"
 
-    def _run_crop(self, crop: NDArray[np.float32], precision: Precision) -> "_SliceJob":
+    def _run_crop(self, crop: NDArray[np.float32], precision: Precision) -> "SliceJob":
         (job,) = self._complete([self._job(0, crop, 0.0)], precision)
         return job
 
@@ -386,161 +362,6 @@ class Enhancer:
         return max(1, min(MOST_TILES, int(tiles)))
 
 
-class _SliceJob:
-    """A slice on its way through the network: its tiles, their noise, and what came back."""
-
-    def __init__(
-        self, task: Task, seeds: Sequence[int], z: int, hu: NDArray[np.float32], position_mm: float
-    ) -> None:
-        began = time.monotonic()
-        self.z = z
-        self.is_finite = True
-        self._task, self._seeds, self._hu, self._position_mm = task, seeds, hu, position_mm
-        normal = torch.from_numpy(task.hu_window.normalize(hu))
-        self.lr = _pad_to_multiple(normal, task.lr_multiple)
-        height, width = self.lr.shape
-        tile = task.tile_lr_px
-        stride = tile - tile // 8 // 2 * 2  # 112 of 128, and even: whole cells
-        self.tile_shape = min(tile, height), min(tile, width)
-        starts = [
-            tile_starts(length, side, min(stride, side))
-            for length, side in zip((height, width), self.tile_shape, strict=True)
-        ]
-        self.corners = [(y, x) for y in starts[0] for x in starts[1]]
-        self._missing = len(self.corners)
-        canvas = task.autoencoder.latent_channels, *self._to_latent(height, width)
-        correlation_mm = task.diffusion.sampler.correlation_mm
-        self._noises = [SliceNoise(seed, position_mm, canvas, correlation_mm) for seed in seeds]
-        size = height * task.upscale, width * task.upscale
-        self._fusion = Fusion(*size)
-        self._deviation = Fusion(*size) if len(seeds) > 1 else None
-        self._refined = torch.zeros(height // 2, width // 2, dtype=torch.bool)
-        self._settled: Tensor | None = None
-        self.seconds = time.monotonic() - began
-
-    def afresh(self) -> "_SliceJob":
-        """The same slice with nothing done."""
-        again = _SliceJob(self._task, self._seeds, self.z, self._hu, self._position_mm)
-        again._settled = self._settled
-        return again
-
-    @cached_property
-    def own_difficulty(self) -> Tensor:
-        """(h / 2, w / 2) of the quadtree of this slice alone."""
-        return quadtree_of(self._task, self.lr[None, None]).difficulty[0]
-
-    def settle(self, difficulty: Tensor) -> None:
-        """Take another difficulty than the slice's own."""
-        self._settled = difficulty
-
-    @property
-    def difficulty(self) -> Tensor:
-        """(h / 2, w / 2) of the quadtree, as ``settle`` or the slice alone gives it."""
-        return self.own_difficulty if self._settled is None else self._settled
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether all tiles came back."""
-        return self._missing == 0
-
-    def tile_noise(self, y: int, x: int, k: int, draw: int) -> Tensor:
-        """Noise k for the tile whose first LR pixel is (y, x), (c, h', w') at latent size."""
-        (top, left), (height, width) = self._to_latent(y, x), self._to_latent(*self.tile_shape)
-        return self._noises[draw].draw(k)[:, top : top + height, left : left + width]
-
-    def add(
-        self,
-        tile: "_Tile",
-        sr: Tensor,
-        refined: Tensor,
-        seconds: float,
-        deviation_hu: Tensor | None = None,
-    ) -> None:
-        """Take a tile's result in.
-
-        Args:
-            tile: which.
-            sr: (h * upscale, w * upscale) in [-1, 1].
-            refined: (h / 2, w / 2) bool.
-            seconds: it took.
-            deviation_hu: like sr, where there are several draws.
-        """
-        (y, x), (height, width) = (tile.y, tile.x), self.tile_shape
-        self.is_finite &= bool(torch.isfinite(sr).all())
-        corner = y * self._task.upscale, x * self._task.upscale
-        self._fusion.add(sr, *corner)
-        if self._deviation is not None and deviation_hu is not None:
-            self.is_finite &= bool(torch.isfinite(deviation_hu).all())
-            self._deviation.add(deviation_hu, *corner)
-        area = (slice(y // 2, (y + height) // 2), slice(x // 2, (x + width) // 2))
-        self._refined[area] |= refined
-        self.seconds += seconds
-        self._missing -= 1
-
-    def finish(self) -> EnhancedSlice:
-        """The enhanced slice, once all tiles are there."""
-        began = time.monotonic()
-        window, upscale = self._task.hu_window, self._task.upscale
-        height, width = self._hu.shape
-        area = slice(height * upscale), slice(width * upscale)
-        fused = self._fusion.result()
-        if iterations := self._task.diffusion.consistency:
-            lr = self.lr[None, None]
-            fused = back_project(fused[None, None], lr, iterations=iterations)[0, 0]
-        out = window.denormalize(fused[area])
-        outside = torch.from_numpy(self._hu - window.clip(self._hu))
-        if outside.any():
-            # bilinear: a bicubic would draw a dark ring around metal
-            out += functional.interpolate(
-                outside[None, None], size=out.shape, mode="bilinear", align_corners=False
-            )[0, 0]
-        refined = self._refined[: math.ceil(height / 2), : math.ceil(width / 2)]
-        deviation = None if self._deviation is None else self._deviation.result()[area].numpy()
-        seconds = self.seconds + time.monotonic() - began
-        return EnhancedSlice(self.z, out.numpy(), refined.numpy(), seconds, deviation)
-
-    def _to_latent(self, y: int, x: int) -> tuple[int, int]:
-        upscale, compression = self._task.upscale, self._task.autoencoder.compression
-        return y * upscale // compression, x * upscale // compression
-
-
-class _Tile(NamedTuple):
-    """A tile of a slice, its first LR pixel at (y, x)."""
-
-    job: _SliceJob
-    y: int
-    x: int
-
-    @property
-    def lr(self) -> Tensor:
-        """(h, w) in [-1, 1]."""
-        height, width = self.job.tile_shape
-        return self.job.lr[self.y : self.y + height, self.x : self.x + width]
-
-    @property
-    def difficulty(self) -> Tensor:
-        """(h / 2, w / 2) levels on which the cells are split."""
-        height, width = self.job.tile_shape
-        rows = slice(self.y // 2, (self.y + height) // 2)
-        return self.job.difficulty[rows, self.x // 2 : (self.x + width) // 2]
-
-    def noise(self, k: int, draw: int) -> Tensor:
-        """Noise k of a draw, (c, h', w') on the CPU."""
-        return self.job.tile_noise(self.y, self.x, k, draw)
-
-
-def _steadied(jobs: "Iterable[_SliceJob]", pick: Literal["max", "median"]) -> "Iterator[_SliceJob]":
-    """The jobs, each with a difficulty that its neighbours have a say in."""
-    before: _SliceJob | None = None
-    job: _SliceJob | None = None
-    for after in chain(jobs, [None]):
-        if job is not None:
-            near = [before or job, job, after or job]
-            job.settle(steady(torch.stack([n.own_difficulty for n in near]), pick)[1])
-            yield job
-        before, job = job, after
-
-
 def _middle(image: NDArray[np.float32], side: int) -> NDArray[np.float32]:
     """The square of ``side`` pixels in the middle of a slice, cut to the slice."""
     y, x = (max(0, (length - side) // 2) for length in image.shape)
@@ -550,10 +371,3 @@ def _middle(image: NDArray[np.float32], side: int) -> NDArray[np.float32]:
 def _is_out_of_memory(error: RuntimeError) -> bool:
     """CUDA has an exception of its own; torch's CPU allocator says it in words."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def _pad_to_multiple(image: Tensor, unit: int) -> Tensor:
-    """Repeat the last row and column until both sides are multiples of ``unit``."""
-    height, width = image.shape
-    padding = (0, -width % unit, 0, -height % unit)
-    return functional.pad(image[None, None], padding, mode="replicate")[0, 0]

@@ -18,8 +18,9 @@ from medqdm.enhance import (
     enhance_series,
     enhance_volume,
 )
-from medqdm.enhancer import EnhancedSlice, Enhancer, choose_device
+from medqdm.enhancer import Enhancer, choose_device
 from medqdm.errors import MedQDMError
+from medqdm.jobs import EnhancedSlice
 from medqdm.picture import upsample_bicubic
 from medqdm.volume import Volume
 
@@ -464,8 +465,22 @@ def test_uncertainty_is_written_beside_the_series(weights: Path, ct_series, tmp_
     expected = np.std(draws, axis=0, ddof=1)[middle]
     inside = expected > 0
     np.testing.assert_allclose(found[middle][inside], expected[inside], rtol=0.02, atol=0.5)
-    with pytest.raises(MedQDMError, match="--uncertainty: must be 2 draws or more, got 1"):
-        enhance_series(folder, tmp_path / "c", weights=weights, device="cpu", uncertainty=1)
+    enhance_series(folder, tmp_path / "mean", weights=weights, device="cpu", mean=3)
+    mean = io.read(tmp_path / "mean")
+    np.testing.assert_allclose(
+        np.asarray(mean.hu)[middle], np.mean(draws, axis=0)[middle], atol=0.6
+    )
+    files = [pydicom.dcmread(tmp_path / name / "IM0001.dcm") for name in ("draws", "mean")]
+    assert "mean of 3 draws" in files[1].DerivationDescription
+    assert "mean of" not in files[0].DerivationDescription
+    assert files[0].SeriesInstanceUID != files[1].SeriesInstanceUID
+    for options, message in (
+        ({"uncertainty": 1}, "--uncertainty: must be 2 draws or more, got 1"),
+        ({"mean": 0}, "--mean: must be 2 draws or more, got 0"),
+        ({"mean": 3, "uncertainty": 4}, "--mean: must be as many draws as --uncertainty, 4, got 3"),
+    ):
+        with pytest.raises(MedQDMError, match=message):
+            enhance_series(folder, tmp_path / "c", weights=weights, device="cpu", **options)
 
 
 def test_output_folder_must_be_free_and_apart(weights: Path, ct_series, tmp_path) -> None:

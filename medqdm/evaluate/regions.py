@@ -110,8 +110,10 @@ def _load(file: Path, patient: Patient, slice_px: int) -> Mask:
             f"{patient.name}: must have one volume when masks are given, got "
             f"{len(patient.volumes)}; leave one in its folder"
         )
-    volume = _read(*patient.volumes[0])
-    inside = _load_array(file) if file.suffix == ".npz" else _on_grid(_read(file), volume, file)
+    volume = read_volume(*patient.volumes[0])
+    inside = (
+        _load_array(file) if file.suffix == ".npz" else _on_grid(read_volume(file), volume, file)
+    )
     if inside.shape != volume.shape:
         raise MedQDMError(
             f"{file.name}: must have the volume's shape {volume.shape}, got {inside.shape}; "
@@ -123,13 +125,19 @@ def _load(file: Path, patient: Patient, slice_px: int) -> Mask:
     return half
 
 
-def _read(path: Path, series: str | None = None) -> Volume:
+def read_volume(path: Path, series: str | None = None) -> Volume:
+    """A volume with its slices as the HR slices are read: along the last axis if in doubt.
+
+    Args:
+        path: folder or file.
+        series: SeriesInstanceUID, where the folder holds several.
+    """
     try:
         return io.read(path, series=series)
     except MedQDMError:
         if series is not None:
             raise
-        return io.read(path, slice_axis=_LAST_AXIS)  # as the HR slices are read
+        return io.read(path, slice_axis=_LAST_AXIS)
 
 
 def _load_array(file: Path) -> Mask:

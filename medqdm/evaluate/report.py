@@ -58,7 +58,7 @@ def write_report(
         MedQDMError: something is there that may not be replaced.
     """
     with whole_folder(out, overwrite=overwrite, marker="results.json") as folder:
-        text = json.dumps(_plain(results(evaluation, about or {})), indent=1, allow_nan=False)
+        text = json.dumps(plain_json(results(evaluation, about or {})), indent=1, allow_nan=False)
         (folder / "results.json").write_text(text + "\n", encoding="utf-8")
         (folder / "results.md").write_text(markdown(evaluation, about or {}), encoding="utf-8")
         if evaluation.examples:
@@ -93,14 +93,14 @@ def _region(evaluation: Evaluation, region: str) -> dict[str, Any]:
     return {"mean": mean, "medqdm_minus": minus, "patients": patients}
 
 
-def _plain(value: Any) -> Any:
-    """Plain JSON values; infinities become strings, NaN null."""
+def plain_json(value: Any) -> Any:
+    """Plain JSON values; infinities become strings, NaN null, intervals their fields."""
     if isinstance(value, Interval):
-        return _plain(asdict(value))
+        return plain_json(asdict(value))
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain_json(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else str(value)
     return value
@@ -159,7 +159,7 @@ def _overall(evaluation: Evaluation, region: str) -> list[str]:
         ]
         for baseline in BASELINES
     ]
-    return _table(["mean over patients", *(_COLUMNS[c][0] for c in columns)], rows)
+    return table(["mean over patients", *(_COLUMNS[c][0] for c in columns)], rows)
 
 
 def _by_patient(evaluation: Evaluation, region: str) -> list[str]:
@@ -180,7 +180,7 @@ def _by_patient(evaluation: Evaluation, region: str) -> list[str]:
         for method in METHODS
         if patient in means[columns[0], method]
     ]
-    return _table(["patient", "slices", "method", *(_COLUMNS[c][0] for c in columns)], rows)
+    return table(["patient", "slices", "method", *(_COLUMNS[c][0] for c in columns)], rows)
 
 
 def _measured(evaluation: Evaluation, region: str) -> list[str]:
@@ -201,7 +201,8 @@ def _number(value: float | None, style: str) -> str:
     return "-" if value is None else f"{value:{style}}"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table, its first column left-aligned, the others right-aligned."""
     ruler = ["---"] + ["---:"] * (len(head) - 1)
     return ["| " + " | ".join(map(_cell, row)) + " |" for row in (head, ruler, *rows)]
 

@@ -4,18 +4,36 @@ from pathlib import Path
 
 from medqdm.errors import MedQDMError
 from medqdm.io.dicom_read import read_dicom
-from medqdm.io.dicom_write import WriteReport, write_series
+from medqdm.io.dicom_syntax import SYNTAXES
+from medqdm.io.dicom_write import (
+    DATES,
+    SLICES_BEHIND,
+    SeriesSettings,
+    WriteReport,
+    identify,
+    write_series,
+)
 from medqdm.io.formats import ITK_ENDINGS, NIFTI_ENDINGS, has_ending
 from medqdm.io.inventory import Inventory, SeriesSummary, find_series, take_inventory
 from medqdm.io.itk import read_itk, write_itk
 from medqdm.io.nifti import read_nifti, write_nifti
+from medqdm.io.output import FORMATS, RUN_FILE, Output, open_output
 from medqdm.volume import Volume
 
 __all__ = [
+    "DATES",
+    "FORMATS",
+    "RUN_FILE",
+    "SLICES_BEHIND",
+    "SYNTAXES",
     "Inventory",
+    "Output",
+    "SeriesSettings",
     "SeriesSummary",
     "WriteReport",
     "find_series",
+    "identify",
+    "open_output",
     "read",
     "take_inventory",
     "write",
@@ -23,15 +41,23 @@ __all__ = [
 ]
 
 
-def read(path: str | Path, *, series: str | None = None, slice_axis: int | None = None) -> Volume:
+def read(
+    path: str | Path,
+    *,
+    series: str | None = None,
+    slice_axis: int | None = None,
+    skip_bad: bool = False,
+) -> Volume:
     """Read a CT volume, of whatever kind lies there.
 
     Args:
         path: a folder with a DICOM series, a DICOMDIR, a DICOM file, or a ``.nii``, ``.nii.gz``,
             ``.nrrd``, ``.nhdr``, ``.mha`` or ``.mhd`` file.
-        series: SeriesInstanceUID, where several CT series lie there.
+        series: SeriesInstanceUID or its end, where several CT series lie there; ``UID#2`` is the
+            second acquisition of a series that holds several.
         slice_axis: array axis of the slices in a NIfTI, NRRD or MetaImage file, where its
             spacings do not tell.
+        skip_bad: leave damaged DICOM slices out, with a warning, instead of refusing the series.
 
     Raises:
         MedQDMError: nothing there that can be read as one stack of CT slices in HU.
@@ -41,7 +67,7 @@ def read(path: str | Path, *, series: str | None = None, slice_axis: int | None 
         return read_nifti(path, slice_axis=slice_axis)
     if path.is_file() and has_ending(path, ITK_ENDINGS):
         return read_itk(path, slice_axis=slice_axis)
-    return read_dicom(path, series=series)
+    return read_dicom(path, series=series, skip_bad=skip_bad)
 
 
 def write(source: Volume, volume: Volume, path: str | Path, *, overwrite: bool = False) -> None:

@@ -13,13 +13,15 @@ from medqdm.io.padding import LOWEST_REAL_HU
 from medqdm.volume import Volume
 
 
-def blank_headers(volume: Volume, *, identity: str, made_at: datetime) -> tuple[Dataset, ...]:
+def blank_headers(
+    volume: Volume, *, identity: str, made_at: datetime | None
+) -> tuple[Dataset, ...]:
     """One header per slice, on the grid of ``volume``, with empty patient and a study of its own.
 
     Args:
         volume: from NIfTI, NRRD, MetaImage or memory.
         identity: what the study's UIDs are derived from.
-        made_at: when this new study starts.
+        made_at: when this new study starts; None: it has no date.
 
     Raises:
         MedQDMError: the axes within a slice are not at a right angle.
@@ -38,7 +40,8 @@ def blank_headers(volume: Volume, *, identity: str, made_at: datetime) -> tuple[
         header = Dataset()
         header.SOPClassUID = CTImageStorage
         header.StudyInstanceUID, header.FrameOfReferenceUID = study, frame
-        header.StudyDate, header.StudyTime = f"{made_at:%Y%m%d}", f"{made_at:%H%M%S}"
+        if made_at is not None:
+            header.StudyDate, header.StudyTime = f"{made_at:%Y%m%d}", f"{made_at:%H%M%S}"
         header.StudyID, header.InstanceNumber = "1", k + 1
         header.Rows, header.Columns = volume.shape[1:]
         header.PhotometricInterpretation = "MONOCHROME2"

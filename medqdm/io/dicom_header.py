@@ -14,15 +14,16 @@ from pydicom.uid import CTImageStorage
 from pydicom.valuerep import format_number_as_ds
 
 from medqdm.errors import MedQDMError
+from medqdm.io.dicom_frames import ENHANCED
 from medqdm.io.dicom_pixels import padding_ends, stored_range
 
-_SIGNATURES = {0x4FFE0001, 0xFFFAFFFA, 0x04000500}  # MAC parameters, signatures, encrypted content
+SIGNATURES = {0x4FFE0001, 0xFFFAFFFA, 0x04000500}  # MAC parameters, signatures, encrypted content
 _WORD_BITS = 16
-_LARGEST_IS = 2**31 - 1
+_LARGEST_IS, _LARGEST_US = 2**31 - 1, 2**16 - 1
 
 # Statements about the scanner's step, station or object that are not true of this one, and values
 # counted from the old pixels.
-_REMOVED = (
+REMOVED = (
     "SeriesDescriptionCodeSequence", "OperatorsName", "OperatorIdentificationSequence",
     "PerformingPhysicianName", "PerformingPhysicianIdentificationSequence",
     "ReferencedPerformedProcedureStepSequence", "PerformedProcedureStepID",
@@ -41,16 +42,16 @@ _REMOVED = (
 )  # fmt: skip
 
 # What names the scanner moves into its item of ContributingEquipmentSequence.
-_EQUIPMENT = (
+EQUIPMENT = (
     "Manufacturer", "InstitutionName", "InstitutionAddress", "InstitutionalDepartmentName",
     "StationName", "OperatorsName", "ManufacturerModelName", "DeviceSerialNumber",
     "SoftwareVersions", "DeviceUID", "GantryID", "SpatialResolution", "DateOfLastCalibration",
     "TimeOfLastCalibration",
 )  # fmt: skip
-_EQUIPMENT_STAYS_TOO = ("InstitutionName", "InstitutionAddress", "InstitutionalDepartmentName")
+STAYS_TOO = ("InstitutionName", "InstitutionAddress", "InstitutionalDepartmentName")
 
 # Type 2: must be there, may be empty.
-_PRESENT = (
+PRESENT = (
     "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime",
     "ReferringPhysicianName", "StudyID", "AccessionNumber", "PositionReferenceIndicator",
     "AcquisitionNumber", "KVP", "SliceThickness", "PatientPosition",
@@ -68,7 +69,7 @@ class Derivation:
         weights_id: names the weights, such as the start of their checksum.
         series_instance_uid: of the new series.
         frame_of_reference_uid: for sources that have none.
-        made_at: when the series was started, with its time zone.
+        made_at: when the series was started, with its time zone; None: the source's dates stay.
     """
 
     upscale: int
@@ -77,7 +78,7 @@ class Derivation:
     weights_id: str
     series_instance_uid: str
     frame_of_reference_uid: str
-    made_at: datetime
+    made_at: datetime | None
 
 
 def derived_header(source: Dataset, derivation: Derivation, *, index: int) -> Dataset:
@@ -89,8 +90,14 @@ def derived_header(source: Dataset, derivation: Derivation, *, index: int) -> Da
         index: place of the slice in its series, from 0; the instance number where there is none.
 
     Raises:
-        MedQDMError: the source belongs to no study.
+        MedQDMError: the source belongs to no study, or the new matrix is larger than DICOM's.
     """
+    largest = max(int(source.Rows), int(source.Columns)) * derivation.upscale
+    if largest > _LARGEST_US:
+        raise MedQDMError(
+            f"DICOM output: an image must have {_LARGEST_US} rows and columns at the most, "
+            f"got {largest}; write NIfTI or NRRD instead"
+        )
     if not source.get("StudyInstanceUID"):
         raise MedQDMError(
             "DICOM output: every source slice must have StudyInstanceUID, got none; "
@@ -101,7 +108,7 @@ def derived_header(source: Dataset, derivation: Derivation, *, index: int) -> Da
         _to_little_endian(out)
     _clean(out)
     _describe_equipment(source, out, derivation)
-    for keyword in _REMOVED:
+    for keyword in REMOVED:
         if keyword in out:
             delattr(out, keyword)
     _describe_series(source, out, derivation)
@@ -109,7 +116,7 @@ def derived_header(source: Dataset, derivation: Derivation, *, index: int) -> Da
     _describe_derivation(source, out, derivation)
     _resample_geometry(source, out, derivation.upscale)
     _describe_pixels(source, out)
-    for keyword in _PRESENT:
+    for keyword in PRESENT:
         if keyword not in out:
             setattr(out, keyword, None)
     return out
@@ -125,7 +132,7 @@ def _to_little_endian(dataset: Dataset) -> None:
 def _clean(dataset: Dataset, *, nested: bool = False) -> None:
     """Private elements and signatures go at every level, overlays and curves at the top."""
     for tag in list(dataset.keys()):
-        if tag.is_private or tag in _SIGNATURES or tag.element == 0 or _is_graphics(tag, nested):
+        if tag.is_private or tag in SIGNATURES or tag.element == 0 or _is_graphics(tag, nested):
             del dataset[tag]
         elif _is_sequence(dataset, tag):
             for item in dataset[tag].value:
@@ -154,16 +161,16 @@ def _describe_equipment(source: Dataset, out: Dataset, derivation: Derivation) -
     The scanner's SpatialResolution moves with it: it is not what the new pixels resolve.
     """
     item = Dataset()
-    for keyword in _EQUIPMENT:
+    for keyword in EQUIPMENT:
         if source.get(keyword):
             item[keyword] = copy.deepcopy(source[keyword])
-        if keyword in out and keyword not in _EQUIPMENT_STAYS_TOO:
+        if keyword in out and keyword not in STAYS_TOO:
             delattr(out, keyword)
     earlier = list(source.get("ContributingEquipmentSequence") or [])
     if len(item):
         if "Manufacturer" not in item:
             item.Manufacturer = "unknown"
-        was_derived = "DERIVED" in _image_type(source)[:1]
+        was_derived = "DERIVED" in image_type(source)[:1]
         code = ("109102", "Processing Equipment") if was_derived else (
             "109101", "Acquisition Equipment")  # fmt: skip
         item.PurposeOfReferenceCodeSequence = Sequence([_code(*code)])
@@ -178,16 +185,18 @@ def _describe_equipment(source: Dataset, out: Dataset, derivation: Derivation) -
 
 
 def _describe_series(source: Dataset, out: Dataset, derivation: Derivation) -> None:
-    when = _local_time(source, derivation)
     out.Modality = "CT"
     out.SeriesInstanceUID = derivation.series_instance_uid
     out.SeriesNumber = _series_number(source, derivation.upscale)
     suffix = f" SRx{derivation.upscale} AI"
     described = str(source.get("SeriesDescription") or "CT")
     out.SeriesDescription = described[: 64 - len(suffix)].rstrip() + suffix
-    out.SeriesDate, out.SeriesTime = _date(when), _time(when)
-    if not (out.get("BodyPartExamined") or "Laterality" in out):
-        out.Laterality = None  # type 2C: empty means unknown, absent means unpaired
+    if derivation.made_at is not None:
+        out.SeriesDate, out.SeriesTime = _date_and_time(source, derivation.made_at)
+    if not out.get("BodyPartExamined"):
+        out.setdefault("Laterality", None)  # type 2C: empty means unknown, absent means unpaired
+    elif "Laterality" in out and not out.Laterality:
+        del out.Laterality
     if not out.get("FrameOfReferenceUID"):
         out.FrameOfReferenceUID = derivation.frame_of_reference_uid
 
@@ -203,11 +212,12 @@ def _series_number(source: Dataset, upscale: int) -> int:
 
 
 def _describe_image(source: Dataset, out: Dataset, derivation: Derivation, index: int) -> None:
-    when = _local_time(source, derivation)
     out.SOPClassUID = CTImageStorage
-    out.ImageType = ["DERIVED", "SECONDARY", "AXIAL", *_image_type(source)[3:]]
-    out.InstanceCreationDate = out.ContentDate = _date(when)
-    out.InstanceCreationTime = out.ContentTime = _time(when)
+    out.ImageType = ["DERIVED", "SECONDARY", "AXIAL", *image_type(source)[3:]]
+    if derivation.made_at is not None:
+        date, time = _date_and_time(source, derivation.made_at)
+        out.InstanceCreationDate, out.InstanceCreationTime = date, time
+        out.ContentDate, out.ContentTime = date, time
     out.ContentQualification = "RESEARCH"
     if not source.get("InstanceNumber"):
         out.InstanceNumber = index + 1
@@ -233,12 +243,27 @@ def _describe_derivation(source: Dataset, out: Dataset, derivation: Derivation) 
     series = Dataset()
     series.SeriesInstanceUID = source.SeriesInstanceUID
     series.ReferencedInstanceSequence = Sequence([_reference(source)])
-    others = [
-        item
-        for item in out.get("ReferencedSeriesSequence") or []
-        if item.get("SeriesInstanceUID") != source.SeriesInstanceUID
-    ]
-    out.ReferencedSeriesSequence = Sequence([*others, series])
+    out.ReferencedSeriesSequence = Sequence([*_still_referenced(out, source), series])
+
+
+def _still_referenced(out: Dataset, source: Dataset) -> list[Dataset]:
+    """Of the series that the source refers to, those with images that the new slice names too."""
+    named = {
+        str(item.get("ReferencedSOPInstanceUID"))
+        for keyword in ("SourceImageSequence", "ReferencedImageSequence")
+        for item in out.get(keyword) or []
+    }
+    kept = []
+    for item in out.get("ReferencedSeriesSequence") or []:
+        images = [
+            image
+            for image in item.get("ReferencedInstanceSequence") or []
+            if str(image.get("ReferencedSOPInstanceUID")) in named
+        ]
+        if images and item.get("SeriesInstanceUID") != source.SeriesInstanceUID:
+            item.ReferencedInstanceSequence = Sequence(images)
+            kept.append(item)
+    return kept
 
 
 def _drop_empty_references(out: Dataset, keyword: str) -> None:
@@ -254,6 +279,10 @@ def _reference(source: Dataset) -> Dataset:
     item = Dataset()
     item.ReferencedSOPClassUID = source.SOPClassUID
     item.ReferencedSOPInstanceUID = source.SOPInstanceUID
+    if source.SOPClassUID in ENHANCED:  # the reader says there which frame it is
+        item.ReferencedFrameNumber = source.ConversionSourceAttributesSequence[
+            0
+        ].ReferencedFrameNumber
     return item
 
 
@@ -279,6 +308,8 @@ def _describe_pixels(source: Dataset, out: Dataset) -> None:
     out.SamplesPerPixel = 1
     out.BitsAllocated, out.BitsStored, out.HighBit = _WORD_BITS, bits, bits - 1
     out.RescaleType = "HU"
+    if padding is None and "PixelPaddingRangeLimit" in out:
+        del out.PixelPaddingRangeLimit  # means nothing without the value
     if padding is not None:
         vr = "SS" if out.PixelRepresentation else "US"
         keywords = ("PixelPaddingValue", "PixelPaddingRangeLimit")
@@ -287,25 +318,41 @@ def _describe_pixels(source: Dataset, out: Dataset) -> None:
                 out.add_new(keyword, vr, value)
 
 
-def _local_time(source: Dataset, derivation: Derivation) -> datetime:
+def drop_narrow_mappings(out: Dataset, low: int, high: int) -> None:
+    """Leave real world values out where they are not defined for all words of the new slice.
+
+    Args:
+        out: its header.
+        low: its smallest word, padding aside.
+        high: its largest.
+    """
+    kept = []
+    for item in out.get("RealWorldValueMappingSequence") or []:
+        first, last = (
+            item.get(f"RealWorldValue{end}ValueMapped", item.get(f"DoubleFloatRealWorldValue{end}"
+                                                                 "ValueMapped"))
+            for end in ("First", "Last")
+        )  # fmt: skip
+        if first is not None and last is not None and first <= low and high <= last:
+            kept.append(item)
+    if "RealWorldValueMappingSequence" in out:
+        del out.RealWorldValueMappingSequence
+    if kept:
+        out.RealWorldValueMappingSequence = Sequence(kept)
+
+
+def _date_and_time(source: Dataset, made_at: datetime) -> tuple[str, str]:
     """TimezoneOffsetFromUTC governs every time in the object, so new ones follow it."""
     offset = str(source.get("TimezoneOffsetFromUTC") or "")
+    when = made_at
     if len(offset) == 5 and offset[0] in "+-" and offset[1:].isdigit():
         delta = timedelta(hours=int(offset[1:3]), minutes=int(offset[3:]))
-        zone = timezone(delta if offset[0] == "+" else -delta)
-        return derivation.made_at.astimezone(zone)
-    return derivation.made_at
+        when = made_at.astimezone(timezone(delta if offset[0] == "+" else -delta))
+    return when.strftime("%Y%m%d"), when.strftime("%H%M%S")
 
 
-def _date(when: datetime) -> str:
-    return when.strftime("%Y%m%d")
-
-
-def _time(when: datetime) -> str:
-    return when.strftime("%H%M%S")
-
-
-def _image_type(source: Dataset) -> list[str]:
+def image_type(source: Dataset) -> list[str]:
+    """The values of ImageType, none if it is missing."""
     value = source.get("ImageType") or []
     return [value] if isinstance(value, str) else [str(v) for v in value]
 

@@ -1,5 +1,6 @@
 """Pixels: stored words of a CT slice to HU, with padding kept apart."""
 
+import struct
 from typing import NamedTuple
 
 import numpy as np
@@ -7,7 +8,7 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.encaps import generate_frames
 from pydicom.pixels import pixel_array
-from pydicom.uid import RLELossless
+from pydicom.uid import UID, RLELossless
 
 from medqdm.errors import MedQDMError
 from medqdm.io.padding import fill, find_undeclared
@@ -15,6 +16,9 @@ from medqdm.io.padding import fill, find_undeclared
 _NEEDED = ("Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresentation")
 _END_OF_IMAGE = b"\xff\xd9"  # JPEG, JPEG-LS and JPEG 2000 streams all end with it
 _WORD_BITS = 16
+_HU_CODES = {"[hnsf'U]", "HU"}
+_DECODERS = "pylibjpeg pylibjpeg-openjpeg pyjpegls python-gdcm"
+_START_OF_FRAME = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # JPEG; F7 is JPEG-LS
 
 
 class Pixels(NamedTuple):
@@ -91,31 +95,64 @@ def _check_tags(dataset: Dataset, where: str) -> None:
             f"{where}: a CT slice must have {missing[0]}, got none; HU cannot be known without it, "
             "export the series again"
         )
-    if dataset.get("SamplesPerPixel", 1) != 1 or dataset.BitsAllocated not in (8, _WORD_BITS):
+    samples = dataset.get("SamplesPerPixel", 1)
+    if samples != 1 or dataset.BitsAllocated not in (8, _WORD_BITS):
         raise MedQDMError(
             f"{where}: pixels must be one sample of 16 bits, got "
-            f"{dataset.get('SamplesPerPixel', 1)} of {dataset.BitsAllocated}; "
+            f"{samples} of {dataset.BitsAllocated}; "
             "this is no CT in Hounsfield units"
         )
+    bits, high = int(dataset.BitsStored), int(dataset.get("HighBit", dataset.BitsStored - 1))
+    if not 1 <= bits <= high + 1 <= dataset.BitsAllocated or dataset.PixelRepresentation not in (
+        0,
+        1,
+    ):
+        raise MedQDMError(
+            f"{where}: BitsStored, HighBit and PixelRepresentation must fit in "
+            f"{dataset.BitsAllocated} bits, got {bits}, {high} and {dataset.PixelRepresentation}; "
+            "its header is damaged"
+        )
+    if float(dataset.RescaleSlope) == 0:
+        raise MedQDMError(
+            f"{where}: RescaleSlope must not be 0, got 0; its header is damaged, "
+            "export the series again"
+        )
+    _check_units(dataset, where)
+
+
+def _check_units(dataset: Dataset, where: str) -> None:
+    """Maps of blood flow, iodine or effective Z come as CT images too; they hold no HU."""
     kind = str(dataset.get("RescaleType", None) or "HU").strip()
     if kind not in ("HU", "US"):  # US is what GDCM writes for an absent type
         raise MedQDMError(
-            f"{where}: RescaleType must be HU, got {kind}; only Hounsfield units can be enhanced"
+            f"{where}: RescaleType must be HU, got {kind[:16]}; only Hounsfield units can be "
+            "enhanced"
+        )
+    units = {
+        str(code.get("CodeValue"))
+        for mapping in dataset.get("RealWorldValueMappingSequence") or []
+        for code in mapping.get("MeasurementUnitsCodeSequence") or []
+    }
+    if units and not units & _HU_CODES:
+        raise MedQDMError(
+            f"{where}: pixels must be in HU, got a map of another quantity by its "
+            "RealWorldValueMappingSequence; only Hounsfield units can be enhanced"
         )
 
 
 def _decode(dataset: Dataset, where: str) -> NDArray[np.integer]:
     syntax = dataset.file_meta.TransferSyntaxUID
+    shape = (int(dataset.Rows), int(dataset.Columns))
     _check_length(dataset, where)
     try:
         words = pixel_array(dataset, raw=True, correct_unused_bits=False)
     except Exception as error:
         raise MedQDMError(
             f"{where}: pixels must be readable, got {type(error).__name__} from the decoder of "
-            f"{syntax.name}; the file is damaged, or no installed decoder reads it: convert it to "
-            "Explicit VR Little Endian with another tool"
+            f"{_name(syntax)}; the file is damaged, or no installed decoder reads it: run "
+            f"'pip install {_DECODERS}', or convert it to Explicit VR Little Endian with "
+            "another tool"
         ) from None
-    shape = (int(dataset.Rows), int(dataset.Columns))
     if words.shape != shape:
         raise MedQDMError(
             f"{where}: pixels must have the shape {shape} of the header, got {words.shape}; "
@@ -124,25 +161,66 @@ def _decode(dataset: Dataset, where: str) -> NDArray[np.integer]:
     return words
 
 
+def _name(syntax: UID) -> str:
+    return syntax.name if syntax.name != syntax else "an unknown transfer syntax"
+
+
 def _check_length(dataset: Dataset, where: str) -> None:
-    """Cut files are refused: some decoders fill the rest with invented values."""
+    """Cut files are refused: some decoders fill the rest with invented values.
+
+    Streams that are larger than the header says are refused too, before memory is asked for.
+    """
     syntax = dataset.file_meta.TransferSyntaxUID
+    shape = (int(dataset.Rows), int(dataset.Columns))
     if not syntax.is_compressed or syntax.is_deflated:
-        expected = int(dataset.Rows) * int(dataset.Columns) * int(dataset.BitsAllocated) // 8
-        whole = len(dataset.PixelData) >= expected
-    elif syntax == RLELossless:
-        whole = True  # its decoder checks the length
+        whole = len(dataset.PixelData) >= shape[0] * shape[1] * int(dataset.BitsAllocated) // 8
     else:
         try:
-            frames = list(generate_frames(dataset.PixelData, number_of_frames=1))
-        except (ValueError, EOFError):
-            frames = []
-        whole = bool(frames) and _END_OF_IMAGE in frames[0][-64:]
+            frame = next(generate_frames(dataset.PixelData, number_of_frames=1))
+        except (ValueError, EOFError, StopIteration):
+            frame = b""
+        # the decoder of RLE checks the length
+        whole = bool(frame) if syntax == RLELossless else _END_OF_IMAGE in frame[-64:]
+        found = stream_shape(frame)
+        if whole and found is not None and found != shape:
+            raise MedQDMError(
+                f"{where}: pixels must have the shape {shape} of the header, got {found} in the "
+                "compressed stream; the file is damaged"
+            )
     if not whole:
         raise MedQDMError(
             f"{where}: a CT file must hold all its pixels, got a truncated file; "
             "copy it again, or take it out of the series"
         )
+
+
+def stream_shape(frame: bytes) -> tuple[int, int] | None:
+    """Rows and columns that a JPEG, JPEG-LS or JPEG 2000 stream says of itself; None if unclear.
+
+    Args:
+        frame: the stream.
+    """
+    if frame[:2] == b"\xff\xd8":
+        return _jpeg_shape(frame)
+    start = frame.find(b"\xff\x4f\xff\x51", 0, 1 << 12)  # of the codestream, within a JP2 box
+    if start < 0 or len(frame) < start + 24:
+        return None
+    right, bottom, left, top = struct.unpack_from(">4I", frame, start + 8)
+    return bottom - top, right - left
+
+
+def _jpeg_shape(frame: bytes) -> tuple[int, int] | None:
+    at = 2
+    while at + 9 <= len(frame) and frame[at] == 0xFF:
+        marker = frame[at + 1]
+        if marker in _START_OF_FRAME:
+            rows, columns = struct.unpack_from(">2H", frame, at + 5)
+            return int(rows), int(columns)
+        if marker == 0xFF:  # a fill byte
+            at += 1
+        else:
+            at += 2 + int.from_bytes(frame[at + 2 : at + 4], "big")
+    return None
 
 
 def _keep_stored_bits(words: NDArray[np.int32], dataset: Dataset) -> NDArray[np.int32]:

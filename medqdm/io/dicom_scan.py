@@ -1,5 +1,6 @@
 """Scan: which CT slices lie in a folder tree, found by content, and what else lies there."""
 
+import logging
 import os
 import threading
 import warnings
@@ -9,38 +10,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import pydicom
 from pydicom import Dataset
 from pydicom.config import disable_value_validation
-from pydicom.errors import InvalidDicomError
-from pydicom.uid import (
-    UID,
-    CTImageStorage,
-    EnhancedCTImageStorage,
-    LegacyConvertedEnhancedCTImageStorage,
-    MediaStorageDirectoryStorage,
-)
+from pydicom.uid import UID, CTImageStorage, MediaStorageDirectoryStorage
 
 from medqdm.errors import MedQDMError
+from medqdm.io.dicom_frames import ENHANCED, Slice, split_frames
+from medqdm.io.dicom_open import one_line_for, read_header
 from medqdm.io.formats import ITK_ENDINGS, NIFTI_ENDINGS, has_ending
 
-_ENHANCED = {EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage}
-_NO_PREAMBLE = (b"\x02\x00", b"\x08\x00", b"\x00\x08")  # group 0002 or 0008 comes first
+DAMAGED, UNREADABLE = "damaged DICOM file", "file that cannot be opened"
+NAMELESS, CLASSLESS = "CT without series UID", "DICOM without SOPClassUID"
+_MAY_BE_SLICES = (DAMAGED, UNREADABLE, NAMELESS, CLASSLESS)
 _TOLERANCE = threading.RLock()  # what tolerant() changes belongs to the whole process
-_BROKEN = (InvalidDicomError, EOFError, ValueError, KeyError, AttributeError, NotImplementedError)
-
-
-@dataclass(frozen=True, eq=False)
-class Slice:
-    """One CT file.
-
-    Args:
-        path: where it lies.
-        header: its dataset without pixels, file meta included.
-    """
-
-    path: Path
-    header: Dataset
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,10 +32,12 @@ class Scan:
     Args:
         series: CT slices by SeriesInstanceUID, in the order of their paths.
         skipped: why files were left out, with their numbers.
+        lost: the files among them that may be slices: damaged, cut short or not to be opened.
     """
 
     series: dict[str, list[Slice]]
     skipped: Counter[str]
+    lost: tuple[Path, ...] = ()
 
     def why_nothing(self) -> str:
         """The reasons for leaving files out, in one phrase."""
@@ -65,12 +49,18 @@ class Scan:
 def tolerant() -> Iterator[None]:
     """Read values as they are: a slice is judged by what medqdm needs, not by every tag in it.
 
-    pydicom's own warnings are muted because they quote values, which may name a patient. Threads
-    wait for each other here.
+    pydicom's own warnings and log are muted because they quote values, which may name a patient.
+    Threads wait for each other here.
     """
+    log = logging.getLogger("pydicom")
     with _TOLERANCE, warnings.catch_warnings(), disable_value_validation():
         warnings.simplefilter("ignore")
-        yield
+        level = log.level
+        log.setLevel(logging.CRITICAL + 1)
+        try:
+            yield
+        finally:
+            log.setLevel(level)
 
 
 def scan(path: Path) -> Scan:
@@ -89,14 +79,17 @@ def scan_files(files: Iterable[Path]) -> Scan:
     """Sort files into CT series."""
     series: dict[str, list[Slice]] = defaultdict(list)
     skipped: Counter[str] = Counter()
+    lost = []
     with tolerant():
         for file in files:
             found = _probe(file)
             if isinstance(found, str):
                 skipped[found] += 1
+                if found in _MAY_BE_SLICES:
+                    lost.append(file)
             else:
-                series[str(found.header.SeriesInstanceUID)].append(found)
-    return Scan(dict(series), skipped)
+                series[str(found[0].header.SeriesInstanceUID)] += found
+    return Scan(dict(series), skipped, tuple(lost))
 
 
 def _files(path: Path) -> list[Path]:
@@ -109,14 +102,18 @@ def _files(path: Path) -> list[Path]:
 
 def _dicomdir_files(path: Path) -> list[Path]:
     try:
-        records = pydicom.dcmread(path).get("DirectoryRecordSequence", [])
-    except _BROKEN:
+        with tolerant(), one_line_for(path.name):
+            found = read_header(path)
+            if found is None or found[0].get("DirectoryRecordSequence") is None:
+                raise EOFError
+            records = found[0].DirectoryRecordSequence
+            ids = [record.ReferencedFileID for record in records if record.get("ReferencedFileID")]
+    except (MedQDMError, OSError):
         raise MedQDMError(
             f"{path}: a DICOMDIR must be readable, got a damaged one; give the folder instead"
         ) from None
-    ids = [record.ReferencedFileID for record in records if "ReferencedFileID" in record]
-    parts: Iterable[list[str]] = ([i] if isinstance(i, str) else list(i) for i in ids)
-    files = [path.parent.joinpath(*part) for part in parts]
+    parts: Iterable[list[str]] = ([i] if isinstance(i, str) else [str(p) for p in i] for i in ids)
+    files = [_below(path, file_id) for file_id in parts]
     missing = [file for file in files if not file.is_file()]
     if missing:
         raise MedQDMError(
@@ -126,72 +123,53 @@ def _dicomdir_files(path: Path) -> list[Path]:
     return files
 
 
-def _probe(file: Path) -> Slice | str:
-    """The CT slice in a file, or why it is none."""
+def _below(path: Path, file_id: list[str]) -> Path:
+    """The file of a DICOMDIR record: below its folder, and in the case that the disk uses."""
+    if any(part in ("", ".", "..") or set(part) & set("/\\\0") for part in file_id):
+        raise MedQDMError(
+            f"{path}: a DICOMDIR must name files below its own folder, got another path; "
+            "give the folder instead"
+        )
+    for parts in (file_id, [part.lower() for part in file_id]):
+        file = path.parent.joinpath(*parts)
+        if file.is_file():
+            return file
+    return path.parent.joinpath(*file_id)
+
+
+def _probe(file: Path) -> list[Slice] | str:
+    """The CT slices in a file, or why there are none."""
     if has_ending(file, (*NIFTI_ENDINGS, *ITK_ENDINGS)):
         return "NIfTI, NRRD or MetaImage file (give it by its own name)"
-    header = read_header(file)
-    if header is None:
-        return "not DICOM"
-    sop_class = UID(str(header.get("SOPClassUID", "")))
-    if sop_class != CTImageStorage:
+    if not file.is_file():
+        return "no regular file"
+    try:
+        found = read_header(file)
+    except MedQDMError:
+        return DAMAGED
+    except OSError:
+        return UNREADABLE
+    return "not DICOM" if found is None else _slices(file, *found)
+
+
+def _slices(file: Path, header: Dataset, position: int) -> list[Slice] | str:
+    sop_class = UID(str(header.get("SOPClassUID") or ""))
+    if sop_class != CTImageStorage and sop_class not in ENHANCED:
         return _name_of_class(sop_class)
-    return Slice(file, header) if header.get("SeriesInstanceUID") else "CT without series UID"
+    if not header.get("SeriesInstanceUID"):
+        return NAMELESS
+    if sop_class == CTImageStorage:
+        return [Slice(file, header, position=position)]
+    try:
+        return split_frames(file, header, position)
+    except MedQDMError:
+        return "multi-frame CT whose frames are not described one by one"
 
 
 def _name_of_class(sop_class: UID) -> str:
+    """The name of an object's class; of an unknown one not even the UID, which may be anything."""
     if sop_class == MediaStorageDirectoryStorage:
         return "DICOMDIR"
-    if sop_class in _ENHANCED:
-        return f"{sop_class.name} (multi-frame, not supported; convert it to single-frame CT)"
-    return sop_class.name or "DICOM without SOPClassUID"
-
-
-def read_header(file: Path) -> Dataset | None:
-    """The dataset of a file without its pixels; None if it holds no DICOM."""
-    try:
-        return _dcmread(file, stop_before_pixels=True)
-    except _BROKEN:
-        return None
-
-
-def read_whole(file: Path) -> Dataset:
-    """The dataset of a file with its pixels.
-
-    Raises:
-        MedQDMError: the file is damaged.
-    """
-    try:
-        dataset = _dcmread(file, stop_before_pixels=False)
-    except (*_BROKEN, OSError):
-        dataset = None
-    if dataset is None or "PixelData" not in dataset:
-        raise MedQDMError(
-            f"{file.name}: a CT file must hold its pixels, got a truncated or damaged file; "
-            "copy it again, or take it out of the series"
-        )
-    return dataset
-
-
-def _dcmread(file: Path, *, stop_before_pixels: bool) -> Dataset | None:
-    with file.open("rb") as stream:
-        head = stream.read(132)
-    if head[128:] == b"DICM":
-        dataset = pydicom.dcmread(file, stop_before_pixels=stop_before_pixels)
-    elif head[:2] in _NO_PREAMBLE:
-        dataset = pydicom.dcmread(file, stop_before_pixels=stop_before_pixels, force=True)
-        if not str(dataset.get("SOPClassUID", "")).startswith("1.2.840.10008."):
-            return None
-    else:
-        return None
-    if "TransferSyntaxUID" not in dataset.file_meta:
-        dataset.file_meta.TransferSyntaxUID = _guessed_syntax(dataset)
-    return dataset
-
-
-def _guessed_syntax(dataset: Dataset) -> UID:
-    """What pydicom found the encoding to be; only files without file meta need the guess."""
-    implicit, little = dataset.original_encoding
-    if implicit:
-        return pydicom.uid.ImplicitVRLittleEndian
-    return pydicom.uid.ExplicitVRLittleEndian if little else pydicom.uid.ExplicitVRBigEndian
+    if not sop_class:
+        return CLASSLESS
+    return sop_class.name if sop_class.name != sop_class else "DICOM object of an unknown class"

@@ -10,20 +10,21 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian
 
 from medqdm.errors import MedQDMError
 from medqdm.io.dicom_blank import blank_headers
-from medqdm.io.dicom_check import check_slice
-from medqdm.io.dicom_header import Derivation, derived_header
+from medqdm.io.dicom_check import check_series, check_slice
+from medqdm.io.dicom_header import Derivation, derived_header, drop_narrow_mappings
 from medqdm.io.dicom_pixels import padding_ends, stored_range
 from medqdm.io.dicom_scan import scan, tolerant
+from medqdm.io.dicom_syntax import SYNTAXES, choose_bits, set_pixels
 from medqdm.io.dicom_uid import make_uid
 from medqdm.io.whole import whole_folder
 from medqdm.streaming import map_behind
 from medqdm.volume import Volume, slice_digests
 
-_SLICES_BEHIND = 2  # written while the next one is made
+SLICES_BEHIND = 2  # written while the next one is made
+DATES = ("now", "source")
 _IMPLEMENTATION_UID = make_uid("medqdm", "implementation class")
 
 
@@ -44,6 +45,123 @@ class WriteReport:
     files: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class SeriesSettings:
+    """What a derived series says of itself, and how it is stored.
+
+    Args:
+        upscale: in-plane factor.
+        description: what was done, for DerivationDescription: ASCII, no host names or paths.
+        software_version: of medqdm.
+        weights_id: names the weights, such as the start of their checksum.
+        uid_entropy: all that the pixels depend on besides source and weights: seed, settings,
+            kind of device. The same source and entropy give the same UIDs.
+        transfer_syntax: one of ``SYNTAXES``; all of them lossless.
+        dates: ``now``: the new series has today's date; ``source``: it has that of the source,
+            which fits where the study's dates were shifted, and makes the files the same every
+            time.
+
+    Raises:
+        MedQDMError: no such transfer syntax or dates.
+    """
+
+    upscale: int
+    description: str
+    software_version: str
+    weights_id: str
+    uid_entropy: Sequence[str]
+    transfer_syntax: str = "explicit"
+    dates: str = "now"
+
+    def __post_init__(self) -> None:
+        if self.transfer_syntax not in SYNTAXES:
+            raise MedQDMError(
+                f"--transfer-syntax: must be one of {', '.join(SYNTAXES)}, "
+                f"got {self.transfer_syntax!r}"
+            )
+        if self.dates not in DATES:
+            raise MedQDMError(f"--dates: must be one of {', '.join(DATES)}, got {self.dates!r}")
+
+
+class DerivedSeries:
+    """A derived CT series in the making: slices to files, each checked as it lies on the disk.
+
+    Args:
+        source: the volume as it was read; a volume that was no DICOM gets a new study.
+        settings: see ``SeriesSettings``.
+        made_at: when the series was begun, with its time zone.
+
+    Attributes:
+        series_instance_uid: of the new series.
+
+    Raises:
+        MedQDMError: the source has no header that a DICOM series could have.
+    """
+
+    def __init__(self, source: Volume, settings: SeriesSettings, made_at: datetime) -> None:
+        self._source, self._settings = source, settings
+        self._identity = identify(source, settings)
+        begun = None if settings.dates == "source" else made_at
+        self._headers = _source_headers(source, self._identity, begun)
+        self.series_instance_uid = make_uid("series", self._identity)
+        self._derivation = Derivation(
+            upscale=settings.upscale,
+            description=settings.description,
+            software_version=settings.software_version,
+            weights_id=settings.weights_id,
+            series_instance_uid=self.series_instance_uid,
+            frame_of_reference_uid=make_uid("frame", self._identity),
+            made_at=begun,
+        )
+
+    def save(self, k: int, hu: NDArray[np.float32], folder: Path) -> tuple[Path, int]:
+        """Write slice ``k`` and check it.
+
+        Args:
+            k: index of the slice.
+            hu: ``(y * upscale, x * upscale)`` in HU.
+            folder: where the file goes.
+
+        Returns:
+            The file, and how many of its pixels were clipped.
+
+        Raises:
+            MedQDMError: pixels that are not finite or of another size, or a file that would
+                mislead a reader.
+        """
+        header = self._headers[k]
+        padding = _padding(self._source, k, self._settings.upscale)
+        _check_pixels(self._source, hu, padding.shape, k)
+        file = folder / f"IM{k + 1:04d}.dcm"
+        with tolerant():
+            out = derived_header(header, self._derivation, index=k)
+            choose_bits(out, self._settings.transfer_syntax)
+            words, clipped = _to_words(hu, padding, out)
+            measured = words[~padding]
+            if measured.size:
+                drop_narrow_mappings(out, int(measured.min()), int(measured.max()))
+            digest = hashlib.sha256(words.tobytes()).hexdigest()
+            out.SOPInstanceUID = make_uid("instance", self._identity, str(k), digest)
+            _save(out, words, file, self._settings.transfer_syntax)
+            check_slice(file, header, padding, words=words)
+        return file, clipped
+
+    def finish(self, folder: Path, names: Sequence[str], num_clipped: int) -> WriteReport:
+        """Check the files of a complete series against each other.
+
+        Args:
+            folder: where they lie.
+            names: of the files, in slice order.
+            num_clipped: pixels that were clipped in all of them.
+
+        Raises:
+            MedQDMError: a slice is missing, or the files are not one series.
+        """
+        with tolerant():
+            check_series([folder / name for name in names], self._headers)
+        return WriteReport(len(names), num_clipped, self.series_instance_uid, tuple(names))
+
+
 def write_series(  # noqa: PLR0913  (all but three by keyword)
     source: Volume,
     slices: Iterable[NDArray[np.float32]],
@@ -54,6 +172,8 @@ def write_series(  # noqa: PLR0913  (all but three by keyword)
     software_version: str,
     weights_id: str,
     uid_entropy: Sequence[str],
+    transfer_syntax: str = "explicit",
+    dates: str = "now",
     overwrite: bool = False,
     extra: Callable[[Path, WriteReport], None] | None = None,
 ) -> WriteReport:
@@ -68,62 +188,47 @@ def write_series(  # noqa: PLR0913  (all but three by keyword)
         slices: enhanced ``(y * upscale, x * upscale)`` HU in slice order, pulled one at a time
             by the calling thread.
         folder: the output folder, empty or not yet there.
-        upscale: in-plane factor.
-        description: what was done, for DerivationDescription: ASCII, no host names or paths.
-        software_version: of medqdm.
-        weights_id: names the weights, such as the start of their checksum.
-        uid_entropy: all that the pixels depend on besides source and weights: seed, settings,
-            kind of device. The same source and entropy give the same UIDs.
+        upscale: see ``SeriesSettings``, as are the next six.
+        description: as above.
+        software_version: as above.
+        weights_id: as above.
+        uid_entropy: as above.
+        transfer_syntax: as above.
+        dates: as above.
         overwrite: whether a folder with files in it may be replaced, whole and at the end.
         extra: called with the hidden folder before it appears, for files to appear with it.
 
     Raises:
         MedQDMError: the folder may not be written, or slices are not finite or of another size.
     """
-    _refuse_the_input(source, folder, overwrite=overwrite)
-    identity = _identity(source, [str(upscale), software_version, weights_id, *uid_entropy])
-    made_at = datetime.now().astimezone()
-    headers = _source_headers(source, identity, made_at)
-    derivation = Derivation(
+    refuse_the_input(source, folder, overwrite=overwrite)
+    settings = SeriesSettings(
         upscale=upscale,
         description=description,
         software_version=software_version,
         weights_id=weights_id,
-        series_instance_uid=make_uid("series", identity),
-        frame_of_reference_uid=make_uid("frame", identity),
-        made_at=made_at,
+        uid_entropy=tuple(uid_entropy),
+        transfer_syntax=transfer_syntax,
+        dates=dates,
     )
+    series = DerivedSeries(source, settings, datetime.now().astimezone())
     with whole_folder(folder, overwrite=overwrite) as partial:
-
-        def save(job: tuple[int, Dataset, NDArray[np.float32]]) -> tuple[str, int]:
-            k, header, hu = job
-            padding = _padding(source, k, upscale)
-            _check_pixels(source, hu, padding.shape, k)
-            file = partial / f"IM{k + 1:04d}.dcm"
-            with tolerant():
-                out = derived_header(header, derivation, index=k)
-                words, clipped = _to_words(hu, padding, out)
-                digest = hashlib.sha256(words.tobytes()).hexdigest()
-                out.SOPInstanceUID = make_uid("instance", identity, str(k), digest)
-                _save(out, words, file)
-                check_slice(file, header, padding)
-            return file.name, clipped
-
-        paired = zip(range(len(headers)), headers, slices, strict=True)
-        saved = list(map_behind(save, paired, _SLICES_BEHIND))
-        report = WriteReport(
-            num_slices=len(saved),
-            num_clipped=sum(clipped for _, clipped in saved),
-            series_instance_uid=derivation.series_instance_uid,
-            files=tuple(name for name, _ in saved),
+        paired = zip(range(len(source.hu)), slices, strict=True)
+        saved = list(map_behind(lambda job: series.save(*job, partial), paired, SLICES_BEHIND))
+        report = series.finish(
+            partial, [file.name for file, _ in saved], sum(clipped for _, clipped in saved)
         )
         if extra is not None:
             extra(partial, report)
     return report
 
 
-def _refuse_the_input(source: Volume, folder: Path, *, overwrite: bool) -> None:
-    """Overwriting must never replace the series that is being read."""
+def refuse_the_input(source: Volume, folder: Path, *, overwrite: bool) -> None:
+    """Overwriting must never replace the series that is being read.
+
+    Raises:
+        MedQDMError: the folder holds a file of the same series.
+    """
     if not (overwrite and folder.is_dir() and source.source.kind == "dicom"):
         return
     own = {str(header.SeriesInstanceUID) for header in source.source.headers}
@@ -134,19 +239,23 @@ def _refuse_the_input(source: Volume, folder: Path, *, overwrite: bool) -> None:
         )
 
 
-def _identity(source: Volume, entropy: Sequence[str]) -> str:
+def identify(source: Volume, settings: SeriesSettings) -> str:
     """A digest of all that decides about the output: source UIDs and pixels, and the entropy."""
+    entropy = [
+        str(settings.upscale), settings.software_version, settings.weights_id,
+        *settings.uid_entropy,
+    ]  # fmt: skip
     digest = hashlib.sha256(b"".join(slice_digests(source.hu)))
     digest.update(source.origins_mm.tobytes())
     if source.source.kind == "dicom":
         for header in source.source.headers:
             uids = (header.get("SeriesInstanceUID"), header.get("SOPInstanceUID"))
             digest.update(repr([str(uid) for uid in uids]).encode())
-    digest.update(repr(list(entropy)).encode())
+    digest.update(repr(entropy).encode())
     return digest.hexdigest()
 
 
-def _source_headers(source: Volume, identity: str, made_at: datetime) -> tuple[Dataset, ...]:
+def _source_headers(source: Volume, identity: str, made_at: datetime | None) -> tuple[Dataset, ...]:
     if source.source.kind == "dicom":
         return tuple(source.source.headers)
     return blank_headers(source, identity=identity, made_at=made_at)
@@ -188,14 +297,13 @@ def _to_words(
     return words.astype("<i2" if header.PixelRepresentation else "<u2"), num_clipped
 
 
-def _save(header: Dataset, words: NDArray[np.integer], file: Path) -> None:
-    header.add_new("PixelData", "OW", words.tobytes())
+def _save(header: Dataset, words: NDArray[np.integer], file: Path, syntax: str) -> None:
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = header.SOPClassUID
     meta.MediaStorageSOPInstanceUID = header.SOPInstanceUID
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
     meta.ImplementationClassUID = _IMPLEMENTATION_UID
     meta.ImplementationVersionName = f"MEDQDM_{header.SoftwareVersions[0]}"[:16]
     header.file_meta = meta
     header.preamble = b"\0" * 128
+    set_pixels(header, words, syntax)
     header.save_as(file, enforce_file_format=True)

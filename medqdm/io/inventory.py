@@ -3,19 +3,26 @@
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import SimpleITK as sitk  # noqa: N813  (its usual name)
-from nibabel.filebasedimages import ImageFileError
 
 from medqdm.errors import MedQDMError
 from medqdm.io.axes import choose_slice_axis
-from medqdm.io.dicom_read import arrange, heights_mm
-from medqdm.io.dicom_scan import Slice, scan_files, tolerant
+from medqdm.io.claims import data_files
+from medqdm.io.dicom_frames import Slice, read_slice
+from medqdm.io.dicom_open import one_line_for
+from medqdm.io.dicom_pixels import Pixels, padding_ends, to_hu
+from medqdm.io.dicom_scan import scan_files, tolerant
+from medqdm.io.dicom_stack import Stack, arrange, heights_mm, num_gaps, tilt_degrees
 from medqdm.io.formats import ITK_ENDINGS, NIFTI_ENDINGS, SEGMENTATION_ENDINGS, has_ending
+
+_SMALL_PX = 64
+_VIEW_MM = (80, 700)  # of scanners' reconstructions
+_HEADER = 4096  # bytes of a DICOM file besides its pixels, roughly
 
 
 @dataclass(frozen=True)
@@ -25,12 +32,22 @@ class SeriesSummary:
     Args:
         kind: ``dicom``, ``nifti`` or ``itk``.
         path: give it to ``read``: the deepest folder that holds all its files, or the file.
-        series_instance_uid: give it to ``read`` as ``series``; None for a file.
-        num_slices: DICOM: slices left after the odd ones; a file: size of its last axis.
+        series_instance_uid: give it to ``read`` as ``series``; None for a file. Of a series with
+            several acquisitions, each is listed under ``UID#1``, ``UID#2`` and so on.
+        num_slices: slices left after the odd ones.
         matrix: ``(y, x)`` pixels.
         spacing_mm: ``(z, y, x)``; z is the median distance of slices, 0 for a single one.
         warnings: what is odd about it.
-        problem: why ``read`` will refuse it, as far as headers tell; None if it will not.
+        problem: why ``read`` will refuse it, as far as headers and the middle slice tell; None if
+            it will not.
+        acquisition: what tells it from others at the same places, such as
+            ``AcquisitionNumber 2``; empty if there are none.
+        num_gaps: places where slices seem to be missing.
+        tilt_degrees: between the normal of the slices and the way from the first to the last.
+        padding: what the scanner wrote where it did not measure: ``-2000 HU, declared``; empty if
+            nothing was found in the header and the middle slice.
+        encoding: names of the transfer syntaxes, or of the voxels' type in a file.
+        needs_slice_axis: whether ``read`` must be told the axis of the slices.
     """
 
     kind: str
@@ -41,6 +58,53 @@ class SeriesSummary:
     spacing_mm: tuple[float, float, float]
     warnings: tuple[str, ...] = ()
     problem: str | None = None
+    acquisition: str = ""
+    num_gaps: int = 0
+    tilt_degrees: float = 0.0
+    padding: str = ""
+    encoding: tuple[str, ...] = ()
+    needs_slice_axis: bool = False
+
+    def enlarged(self, upscale: int) -> "Enlarged":
+        """What an enhancement of this series in plane would give.
+
+        Args:
+            upscale: in-plane factor.
+        """
+        height, width = (side * upscale for side in self.matrix)
+        spacing = self.spacing_mm[1] / upscale, self.spacing_mm[2] / upscale
+        return Enlarged((height, width), spacing, self.num_slices * (2 * height * width + _HEADER))
+
+    def doubts(self) -> tuple[str, ...]:
+        """What of its size a model has hardly been trained on, one sentence each."""
+        found = []
+        if min(self.matrix) < _SMALL_PX:
+            found.append(
+                f"a matrix of {self.matrix[1]} x {self.matrix[0]} pixels is small (below "
+                f"{_SMALL_PX}): check the result with care"
+            )
+        view = [n * mm for n, mm in zip(self.matrix, self.spacing_mm[1:], strict=True)]
+        if min(view) < _VIEW_MM[0] or max(view) > _VIEW_MM[1]:
+            found.append(
+                f"a field of view of {view[1]:.0f} x {view[0]:.0f} mm is unusual for CT "
+                f"({_VIEW_MM[0]} to {_VIEW_MM[1]} mm): check the result with care"
+            )
+        return tuple(found)
+
+
+@dataclass(frozen=True)
+class Enlarged:
+    """The output of an enhancement, as far as the size of the input tells.
+
+    Args:
+        matrix: ``(y, x)`` pixels.
+        spacing_mm: ``(y, x)``.
+        num_bytes: on the disk, roughly, if nothing is compressed.
+    """
+
+    matrix: tuple[int, int]
+    spacing_mm: tuple[float, float]
+    num_bytes: int
 
 
 @dataclass(frozen=True)
@@ -92,7 +156,8 @@ def take_inventory(path: str | Path) -> Inventory:
             rest.append(file)
     found = scan_files(rest)
     with tolerant():
-        summaries += [_summarize_series(uid, slices) for uid, slices in found.series.items()]
+        for uid, slices in found.series.items():
+            summaries += _summarize_series(uid, slices)
     summaries.sort(key=lambda s: (s.path, s.series_instance_uid or ""))
     return Inventory(tuple(summaries), dict(skipped + found.skipped))
 
@@ -101,64 +166,130 @@ def _files_below(folder: Path) -> list[Path]:
     return sorted(Path(top) / name for top, _, names in os.walk(folder) for name in names)
 
 
-def _summarize_series(uid: str, slices: Sequence[Slice]) -> SeriesSummary:
-    folders = {str(item.path.parent) for item in slices}
-    folder = Path(os.path.commonpath(folders))
+def _summarize_series(uid: str, slices: Sequence[Slice]) -> list[SeriesSummary]:
+    """One summary for each acquisition of a series."""
+    folder = _common_folder(slices)
     try:
-        kept, warnings = arrange(list(slices), label=f"series {uid}")
+        stacks = arrange(list(slices), label=f"series {uid}")
     except MedQDMError as error:
-        size = (int(slices[0].header.get("Rows") or 0), int(slices[0].header.get("Columns") or 0))
-        return SeriesSummary(
-            "dicom", folder, uid, len(slices), size, (0.0, 0.0, 0.0), (), str(error)
-        )
-    header = kept[0].header
-    steps = np.diff(heights_mm(kept))
-    spacing = [float(v) for v in header.PixelSpacing]
+        return [
+            SeriesSummary(
+                kind="dicom",
+                path=folder,
+                series_instance_uid=uid,
+                num_slices=len(slices),
+                matrix=_matrix(slices[0]),
+                spacing_mm=(0.0, 0.0, 0.0),
+                problem=str(error),
+                encoding=_syntaxes(slices),
+            )
+        ]
+    if len(stacks) == 1:
+        return [_summarize_stack(uid, stacks[0], folder)]
+    return [_summarize_stack(f"{uid}#{n}", stack, folder) for n, stack in enumerate(stacks, 1)]
+
+
+def _summarize_stack(uid: str, stack: Stack, folder: Path) -> SeriesSummary:
+    slices = stack.slices
+    middle = slices[len(slices) // 2]
+    problem, padding = None, ""
+    try:
+        with one_line_for(middle.name):
+            pixels = to_hu(read_slice(middle), where=middle.name)
+            padding = _padding(middle, pixels)
+    except MedQDMError as error:
+        problem = str(error)
+    spacing = [float(v) for v in slices[0].header.PixelSpacing]
+    steps = np.diff(heights_mm(slices))
     return SeriesSummary(
         kind="dicom",
         path=folder,
         series_instance_uid=uid,
-        num_slices=len(kept),
-        matrix=(int(header.Rows), int(header.Columns)),
+        num_slices=len(slices),
+        matrix=_matrix(slices[0]),
         spacing_mm=(float(np.median(steps)) if len(steps) else 0.0, spacing[0], spacing[1]),
-        warnings=tuple(warnings),
+        warnings=tuple(stack.warnings),
+        problem=problem,
+        acquisition=stack.name,
+        num_gaps=num_gaps(slices),
+        tilt_degrees=round(tilt_degrees(slices), 2),
+        padding=padding,
+        encoding=_syntaxes(slices),
     )
+
+
+def _common_folder(slices: Sequence[Slice]) -> Path:
+    """The deepest folder that holds all files; of one multi-frame file, the file."""
+    if {item.frame for item in slices} != {None} and len({item.path for item in slices}) == 1:
+        return slices[0].path
+    return Path(os.path.commonpath({str(item.path.parent) for item in slices}))
+
+
+def _matrix(item: Slice) -> tuple[int, int]:
+    try:
+        return int(item.header.get("Rows") or 0), int(item.header.get("Columns") or 0)
+    except (TypeError, ValueError):
+        return 0, 0
+
+
+def _syntaxes(slices: Sequence[Slice]) -> tuple[str, ...]:
+    return tuple(sorted({item.header.file_meta.TransferSyntaxUID.name for item in slices}))
+
+
+def _padding(item: Slice, pixels: Pixels) -> str:
+    slope, intercept = float(item.header.RescaleSlope), float(item.header.RescaleIntercept)
+    if pixels.undeclared is not None:
+        return f"{pixels.undeclared * slope + intercept:g} HU, not declared"
+    ends = padding_ends(item.header)
+    if ends is None:
+        return ""
+    return " to ".join(f"{v * slope + intercept:g}" for v in sorted(set(ends))) + " HU, declared"
 
 
 def _summarize_file(path: Path) -> SeriesSummary:
     kind = "nifti" if has_ending(path, NIFTI_ENDINGS) else "itk"
-    problem = None
+    summary = SeriesSummary(kind, path, None, 0, (0, 0), (0.0, 0.0, 0.0))
     try:
-        size, spacing = _nifti_lattice(path) if kind == "nifti" else _itk_lattice(path)
-        if len(size) != 3:
-            problem = f"{path.name}: has {len(size)} dimensions, not 3"
-    except (ImageFileError, OSError, EOFError, ValueError, RuntimeError):
-        problem = f"{path.name}: cannot be read"
-    if problem is not None:
-        return SeriesSummary(kind, path, None, 0, (0, 0), (0.0, 0.0, 0.0), (), problem)
+        size, spacing, encoding = _nifti_lattice(path) if kind == "nifti" else _itk_lattice(path)
+    except MedQDMError as error:
+        return replace(summary, problem=str(error))
+    except Exception:  # of nibabel's and ITK's many
+        return replace(summary, problem=f"{path.name}: cannot be read")
+    if len(size) != 3:
+        return replace(summary, problem=f"{path.name}: has {len(size)} dimensions, not 3")
+    axis = 2
     warnings: tuple[str, ...] = ()
     try:
-        choose_slice_axis(np.asarray(spacing), None, where=path.name)
+        axis = choose_slice_axis(np.asarray(spacing), None, where=path.name)
     except MedQDMError as error:
         warnings = (str(error),)
-    return SeriesSummary(
-        kind,
-        path,
-        None,
-        size[2],
-        (size[1], size[0]),
-        (spacing[2], spacing[1], spacing[0]),
-        warnings,
+    x, y = (a for a in range(3) if a != axis)
+    return replace(
+        summary,
+        num_slices=size[axis],
+        matrix=(size[y], size[x]),
+        spacing_mm=(spacing[axis], spacing[y], spacing[x]),
+        warnings=warnings,
+        encoding=(encoding,),
+        needs_slice_axis=bool(warnings),
     )
 
 
-def _nifti_lattice(path: Path) -> tuple[tuple[int, ...], tuple[float, ...]]:
+_Lattice = tuple[tuple[int, ...], tuple[float, ...], str]
+
+
+def _nifti_lattice(path: Path) -> _Lattice:
     header = nibabel.load(path).header
-    return header.get_data_shape(), tuple(float(v) for v in header.get_zooms())
+    size = tuple(int(n) for n in header.get_data_shape())
+    while len(size) > 3 and size[-1] == 1:
+        size = size[:-1]
+    return size, tuple(float(v) for v in header.get_zooms()[:3]), str(header.get_data_dtype())
 
 
-def _itk_lattice(path: Path) -> tuple[tuple[int, ...], tuple[float, ...]]:
+def _itk_lattice(path: Path) -> _Lattice:
+    data_files(path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
-    return reader.GetSize(), reader.GetSpacing()
+    kind = sitk.GetPixelIDValueAsString(reader.GetPixelID())
+    return reader.GetSize(), reader.GetSpacing(), kind

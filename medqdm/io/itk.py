@@ -1,5 +1,7 @@
 """NRRD and MetaImage through SimpleITK, whose world is LPS already."""
 
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from medqdm.io.axes import (
     to_volume,
     value_warnings,
 )
+from medqdm.io.claims import check_itk_claim, data_files
 from medqdm.io.whole import whole_file
 from medqdm.volume import Source, Volume, check_same_edges
 
@@ -35,24 +38,39 @@ def read_itk(path: Path, *, slice_axis: int | None = None) -> Volume:
         MedQDMError: damaged, not one three-dimensional volume, or the slice axis is not clear.
     """
     try:
-        image = sitk.ReadImage(str(path))
-    except RuntimeError:
+        image = _open(path).Execute()
+    except MedQDMError:
+        raise
+    except (RuntimeError, OSError, MemoryError):
         raise MedQDMError(
             f"{path.name}: must be a whole NRRD or MetaImage file, got one that cannot be read; "
             "it is damaged or its data file is missing"
         ) from None
-    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-        raise MedQDMError(
-            f"{path.name}: must be one three-dimensional volume of single numbers, got size "
-            f"{image.GetSize()} with {image.GetNumberOfComponentsPerPixel()} value(s) each; "
-            "save each volume as a file of its own"
-        )
     voxels = sitk.GetArrayFromImage(image).astype(np.float32).transpose(2, 1, 0)
     axis = choose_slice_axis(np.array(image.GetSpacing()), slice_axis, where=path.name)
     keys = (k for k in image.GetMetaDataKeys() if not k.startswith(_ABOUT_THE_FILE))
     metadata = {"metadata": {key: image.GetMetaData(key) for key in keys}}
     source = Source("itk", path.name, metadata, value_warnings(voxels))
     return to_volume(Lattice(voxels, _affine(image)), axis, source=source)
+
+
+def _open(path: Path) -> Any:
+    """A reader that has seen the header, and found it true as far as sizes go."""
+    data_files(path)
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    kind = sitk.GetPixelIDValueAsString(reader.GetPixelID())
+    bits = re.match(r"(\d+)-bit", kind)
+    if reader.GetDimension() != 3 or reader.GetNumberOfComponents() != 1 or bits is None:
+        raise MedQDMError(
+            f"{path.name}: must be one three-dimensional volume of single numbers, got size "
+            f"{reader.GetSize()} with {reader.GetNumberOfComponents()} value(s) each; "
+            "save each volume as a file of its own"
+        )
+    size = math.prod(reader.GetSize())
+    check_itk_claim(path, size, size * int(bits[1]) // 8)
+    return reader
 
 
 def write_itk(source: Volume, volume: Volume, path: Path, *, overwrite: bool = False) -> None:

@@ -1,13 +1,12 @@
 """NIfTI: reading and writing; the only place where LPS meets RAS."""
 
+import math
 from pathlib import Path
 from typing import Any
-from zlib import error as ZlibError  # noqa: N812  (an exception class in lower case)
 
 import nibabel
 import numpy as np
 from nibabel.affines import voxel_sizes
-from nibabel.filebasedimages import ImageFileError
 from nibabel.openers import ImageOpener
 from nibabel.volumeutils import seek_tell
 from numpy.typing import NDArray
@@ -23,11 +22,13 @@ from medqdm.io.axes import (
     to_volume,
     value_warnings,
 )
+from medqdm.io.claims import check_nifti_claim
 from medqdm.io.whole import whole_file
 from medqdm.volume import Source, Volume, check_same_edges
 
 _LPS_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # its own inverse
 _SCANNER = 1  # NIFTI_XFORM_SCANNER_ANAT
+_FLAT = 1e-3  # volume that unit steps span; a tilt of 30 degrees leaves 0.87
 
 
 def read_nifti(path: Path, *, slice_axis: int | None = None) -> Volume:
@@ -55,17 +56,26 @@ def read_nifti(path: Path, *, slice_axis: int | None = None) -> Volume:
 def _load(path: Path) -> tuple[Any, NDArray[np.float32]]:
     try:
         image = nibabel.load(path)
-        shape = image.shape
-        if image.get_data_dtype().names is None:
-            voxels = np.asarray(image.dataobj, dtype=np.float32)
-    except (ImageFileError, OSError, EOFError, ValueError, ZlibError) as error:
+        _check_header(path, image)
+        size = math.prod(image.shape)
+        start = int(image.header.get_data_offset())
+        check_nifti_claim(path, size, start + size * image.get_data_dtype().itemsize)
+        voxels = np.asarray(image.dataobj, dtype=np.float32)
+    except MedQDMError:
+        raise
+    except Exception as error:  # of nibabel's, zlib's and numpy's many
         raise MedQDMError(
             f"{path.name}: must be a whole NIfTI file, got {type(error).__name__} on reading it; "
             "it is damaged, copy it again"
         ) from None
+    return image, voxels.reshape(image.shape[:3])
+
+
+def _check_header(path: Path, image: Any) -> None:
+    shape = image.shape
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
-    if len(shape) != 3 or image.get_data_dtype().names is not None:
+    if len(shape) != 3 or min(shape) < 1 or image.get_data_dtype().kind not in "iuf":
         raise MedQDMError(
             f"{path.name}: must be one three-dimensional volume of numbers, got shape "
             f"{image.shape} of {image.get_data_dtype()}; save each volume as a file of its own"
@@ -78,7 +88,11 @@ def _load(path: Path) -> tuple[Any, NDArray[np.float32]]:
             f"{path.name}: the affine must be finite with steps above 0, got a damaged one; "
             "repair its header"
         )
-    return image, voxels.reshape(shape)
+    if abs(np.linalg.det(image.affine[:3, :3] / voxel_sizes(image.affine))) < _FLAT:
+        raise MedQDMError(
+            f"{path.name}: the three axes of the affine must span a volume, got axes in one plane; "
+            "repair its header"
+        )
 
 
 def write_nifti(source: Volume, volume: Volume, path: Path, *, overwrite: bool = False) -> None:

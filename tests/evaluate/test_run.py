@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from medqdm import checkpoint, metrics
 from medqdm.config import load_task
 from medqdm.data import Pair, prepare
-from medqdm.enhancer import EnhancedSlice, Enhancer
+from medqdm.enhancer import Enhancer
 from medqdm.errors import MedQDMError
 from medqdm.evaluate import (
     Evaluation,
@@ -25,6 +25,7 @@ from medqdm.evaluate import (
     upsample_lanczos,
     write_report,
 )
+from medqdm.jobs import EnhancedSlice
 from medqdm.models.perceptual import PerceptualDistance
 from medqdm.picture import upsample_bicubic
 

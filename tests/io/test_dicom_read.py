@@ -149,6 +149,9 @@ def test_several_series_are_listed_and_one_is_chosen(ct_series, phantom):
     assert len(read(folder, series="1.2.4").hu) == 2
     with pytest.raises(MedQDMError, match=r"--series must be one of 1\.2\.3"):
         read(folder, series="1.2.5")
+    assert len(read(folder, series=".4").hu) == 2  # the end is enough
+    with pytest.raises(MedQDMError, match="--series must be one of"):
+        read(folder, series="")
 
 
 def test_nothing_there(tmp_path):
@@ -160,7 +163,7 @@ def test_nothing_there(tmp_path):
 
 def test_no_ct_says_what_is_there_instead(ct_series):
     folder = ct_series(SOPClassUID="1.2.840.10008.5.1.4.1.1.2.1")
-    with pytest.raises(MedQDMError, match=r"4 x Enhanced CT Image Storage.*convert it"):
+    with pytest.raises(MedQDMError, match="4 x multi-frame CT whose frames are not described"):
         read(folder)
     shutil.rmtree(folder)
     folder = ct_series(SOPClassUID=SecondaryCaptureImageStorage)
@@ -211,16 +214,66 @@ def test_identical_duplicates_are_dropped_and_contradictions_refused(ct_series, 
         read(folder)
 
 
-def test_two_acquisitions_at_the_same_places_are_refused(ct_series):
-    folder = ct_series(SeriesInstanceUID="1.2.3", FrameOfReferenceUID="1.2.9")
-    ct_series(
-        folder="series/again",
-        SeriesInstanceUID="1.2.3",
-        FrameOfReferenceUID="1.2.9",
-        AcquisitionNumber=2,
-    )
-    with pytest.raises(MedQDMError, match=r"4 that share one .*1: 4, 2: 4"):
+ONE_SERIES = {"SeriesInstanceUID": "1.2.3", "FrameOfReferenceUID": "1.2.9"}
+
+
+def test_two_acquisitions_at_the_same_places_need_a_choice(ct_series, phantom):
+    folder = ct_series(**ONE_SERIES)
+    ct_series(phantom + 7, folder="series/again", AcquisitionNumber=2, **ONE_SERIES)
+    with pytest.raises(
+        MedQDMError,
+        match=r"must hold one acquisition, got 2: 1\.2\.3#1 \(AcquisitionNumber 1: 4 slices\), "
+        r"1\.2\.3#2 \(AcquisitionNumber 2: 4 slices\); choose one with --series",
+    ):
         read(folder)
+    np.testing.assert_array_equal(read(folder, series="1.2.3#1").hu, phantom)
+    np.testing.assert_array_equal(read(folder, series="1.2.3#2").hu, phantom + 7)
+    with pytest.raises(MedQDMError, match="must hold one acquisition, got 2"):
+        read(folder, series="1.2.3#3")
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"ConvolutionKernel": "B70f"},
+        {"ImageType": ["ORIGINAL", "PRIMARY", "AXIAL", "CT_SOM7"]},
+        {"TriggerTime": "400"},
+    ],
+    ids=str,
+)
+def test_two_reconstructions_are_told_apart(ct_series, phantom, tags):
+    def number_each_slice(dataset, k):
+        dataset.AcquisitionNumber, dataset.ContentTime = k + 1, f"03040{k}"
+
+    folder = ct_series(edit=number_each_slice, TriggerTime="1", **ONE_SERIES)
+    second = {"TriggerTime": "1", **ONE_SERIES, **tags}
+    ct_series(phantom + 7, folder="series/again", edit=number_each_slice, **second)
+    for number, hu in (("1", phantom), ("2", phantom + 7)):
+        np.testing.assert_array_equal(read(folder, series=f"1.2.3#{number}").hu, hu)
+
+
+def test_two_acquisitions_by_two_kernels_are_four(ct_series, phantom):
+    folder = ct_series(**ONE_SERIES)
+    for acquisition, kernel in ((1, "B70f"), (2, "B30f"), (2, "B70f")):
+        ct_series(folder=f"series/{acquisition}{kernel}", AcquisitionNumber=acquisition,
+                  ConvolutionKernel=kernel, **ONE_SERIES)  # fmt: skip
+    with pytest.raises(MedQDMError, match="must hold one acquisition, got 4"):
+        read(folder)
+    assert read(folder, series="1.2.3#4").shape == phantom.shape
+
+
+def test_what_no_tag_tells_apart_is_refused(ct_series):
+    folder = ct_series(**ONE_SERIES)
+    ct_series(folder="series/again", **ONE_SERIES)
+    with pytest.raises(MedQDMError, match=r"4 that share one .*1: 8.*no tag tells apart"):
+        read(folder)
+
+
+def test_varying_exposure_and_acquisition_numbers_split_nothing(ct_series, phantom):
+    def vary(dataset, k):
+        dataset.XRayTubeCurrent, dataset.AcquisitionNumber = 100 + k, k // 2 + 1
+
+    np.testing.assert_array_equal(read(ct_series(edit=vary)).hu, phantom)
 
 
 def test_a_gap_is_kept_and_told(ct_series, phantom):

@@ -1,0 +1,184 @@
+"""Batch: every CT series of a folder tree, each to an output of its own, with one loaded model."""
+
+import csv
+import hashlib
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from medqdm import io
+from medqdm.enhance import Track, check_output, enhance_volume
+from medqdm.enhancer import Enhancer
+from medqdm.errors import MedQDMError
+from medqdm.io.whole import whole_file
+from medqdm.volume import Volume
+
+SUMMARY_FILE = "summary.csv"
+DONE = ("enhanced", "finished before")
+_PREFIX, _DIGITS = "series-", 12
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Row:
+    """A line of ``summary.csv``: one series that was found; nothing of the patient.
+
+    ``status`` is ``waiting``, ``enhanced``, ``finished before``, ``scout`` (left out: a projection
+    cannot be enhanced), ``refused`` (its headers tell that it cannot be read) or ``failed``.
+    ``series`` is the SeriesInstanceUID, or the name of a volume file. ``output`` is the folder.
+    """
+
+    output: str
+    kind: str
+    series: str
+    slices: int
+    rows: int
+    columns: int
+    spacing_z_mm: float
+    spacing_y_mm: float
+    spacing_x_mm: float
+    status: str = "waiting"
+    seconds_per_slice: float | None = None
+    share_refined: float | None = None
+    mean_shift_hu: float | None = None
+    lr_consistency_hu: float | None = None
+    clipped_voxels: int | None = None
+    warnings: int | None = None
+    message: str = field(default="", repr=False)
+
+    @property
+    def is_failure(self) -> bool:
+        """Whether somebody should look after it."""
+        return self.status in ("refused", "failed")
+
+
+def find_many(root: Path) -> list[io.SeriesSummary]:
+    """The series that ``enhance_all`` would take.
+
+    DICOM series; the NIfTI, NRRD and MetaImage files only where there are none, so that a mask
+    beside a series is not taken for a CT.
+
+    Args:
+        root: a folder, searched to the bottom; a file or DICOMDIR holds one series by itself.
+
+    Raises:
+        MedQDMError: the path does not exist.
+    """
+    if root.is_file():
+        return []
+    found = io.take_inventory(root).series
+    return [s for s in found if s.kind == "dicom"] or list(found)
+
+
+def enhance_all(  # noqa: PLR0913  (all by keyword but three)
+    enhancer: Enhancer,
+    root: str | Path,
+    out: str | Path,
+    *,
+    found: Sequence[io.SeriesSummary] | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    skip_bad: bool = False,
+    announce: Callable[[Enhancer, Volume], None] = lambda _enhancer, _volume: None,
+    report: Callable[[Row], None] = lambda _row: None,
+    track: Track = lambda slices, _total: slices,
+    **options: Any,
+) -> list[Row]:
+    """Enhance every series of a folder tree; one that fails does not stop the others.
+
+    Each gets a folder ``series-...`` in ``out``, named by a digest of its UID (or file), which
+    appears whole or not at all. ``summary.csv`` lists every series found and is brought up to date
+    after each.
+
+    Args:
+        enhancer: the loaded model.
+        root: the folder.
+        out: the folder for the outputs.
+        found: what ``find_many`` gave for ``root``, where it was called already.
+        resume: leave out what is finished, go on where an interrupted run stopped.
+        overwrite: replace earlier outputs of the same series, each at its own end.
+        skip_bad: leave damaged DICOM slices out instead of refusing their series.
+        announce: called with the model and each volume before the work on it begins.
+        report: called with each row when its series is done, or given up.
+        track: wraps the slices of each series.
+        **options: ``file_format``, ``transfer_syntax`` and ``dates`` of ``enhance_volume``.
+
+    Returns:
+        The rows of the summary.
+
+    Raises:
+        MedQDMError: the output folder must not be written, or there is no series at all.
+    """
+    root, out = Path(root), Path(out)
+    check_output(root, out, overwrite=overwrite or resume, marker=SUMMARY_FILE)
+    series = list(find_many(root) if found is None else found)
+    if not any(summary.problem is None for summary in series):
+        raise MedQDMError(
+            f"{root}: must hold a CT series that can be enhanced, got {len(series)} that cannot; "
+            "'medqdm info' tells why"
+        )
+    rows = [_row(root, summary) for summary in series]
+    _write_summary(rows, out)
+    for summary, row in zip(series, rows, strict=True):
+        if row.status == "waiting":
+            try:
+                volume = io.read(
+                    summary.path, series=summary.series_instance_uid, skip_bad=skip_bad
+                )
+                announce(enhancer, volume)
+                done = enhance_volume(
+                    enhancer,
+                    volume,
+                    out / row.output,
+                    resume=resume,
+                    overwrite=overwrite,
+                    track=track,
+                    **options,
+                )
+                row.status = DONE[1] if done.finished is not None else DONE[0]
+                numbers = done.numbers()
+                for name in ("seconds_per_slice", "share_refined", "mean_shift_hu",
+                             "lr_consistency_hu", "clipped_voxels"):  # fmt: skip
+                    setattr(row, name, numbers[name])
+                row.warnings = len(done.warnings)
+            except MedQDMError as error:
+                row.status, row.message = "failed", str(error)
+            except Exception as error:  # a bug must not cost the other series
+                logger.exception("series %s failed", row.output)
+                row.status, row.message = "failed", f"internal error ({type(error).__name__})"
+        _write_summary(rows, out)
+        report(row)
+    return rows
+
+
+def _row(root: Path, summary: io.SeriesSummary) -> Row:
+    uid = summary.series_instance_uid
+    name = uid or summary.path.relative_to(root).as_posix()
+    row = Row(
+        output=_PREFIX + hashlib.sha256(name.encode()).hexdigest()[:_DIGITS],
+        kind=summary.kind,
+        series=uid or summary.path.name,
+        slices=summary.num_slices,
+        rows=summary.matrix[0],
+        columns=summary.matrix[1],
+        spacing_z_mm=summary.spacing_mm[0],
+        spacing_y_mm=summary.spacing_mm[1],
+        spacing_x_mm=summary.spacing_mm[2],
+    )
+    if summary.problem is not None:
+        scout = "localizers only" in summary.problem
+        row.status, row.message = "scout" if scout else "refused", summary.problem
+    return row
+
+
+def _write_summary(rows: Sequence[Row], out: Path) -> None:
+    names = [f.name for f in fields(Row)]
+    with (
+        whole_file(out / SUMMARY_FILE, overwrite=True) as partial,
+        partial.open("w", newline="", encoding="utf-8") as file,
+    ):
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)

@@ -1,0 +1,205 @@
+"""Jobs: a slice on its way through the network: its tiles, their noise, and what came back."""
+
+import math
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from medqdm.config import Task
+from medqdm.diffusion.consistency import back_project
+from medqdm.diffusion.noise import SliceNoise
+from medqdm.diffusion.quadtree import steady
+from medqdm.engine import quadtree_of
+from medqdm.tiling import Fusion, tile_starts
+
+
+@dataclass(frozen=True, eq=False)
+class EnhancedSlice:
+    """One slice of the output.
+
+    Args:
+        z: index of the slice in the volume.
+        hu: ``(y * upscale, x * upscale)`` float32 in HU.
+        refined: ``(ceil(y / 2), ceil(x / 2))`` bool: cells of 2 x 2 input pixels in which detail
+            was synthesised by the downstream.
+        seconds: time it took.
+        deviation_hu: ``(y * upscale, x * upscale)`` float32, standard deviation over the draws;
+            None without ``draws``.
+    """
+
+    z: int
+    hu: NDArray[np.float32]
+    refined: NDArray[np.bool_]
+    seconds: float
+    deviation_hu: NDArray[np.float32] | None = None
+
+
+class SliceJob:
+    """A slice on its way through the network: its tiles, their noise, and what came back."""
+
+    def __init__(
+        self, task: Task, seeds: Sequence[int], z: int, hu: NDArray[np.float32], position_mm: float
+    ) -> None:
+        began = time.monotonic()
+        self.z = z
+        self.is_finite = True
+        self._task, self._seeds, self._hu, self._position_mm = task, seeds, hu, position_mm
+        normal = torch.from_numpy(task.hu_window.normalize(hu))
+        self.lr = _pad_to_multiple(normal, task.lr_multiple)
+        height, width = self.lr.shape
+        tile = task.tile_lr_px
+        stride = tile - tile // 8 // 2 * 2  # 112 of 128, and even: whole cells
+        self.tile_shape = min(tile, height), min(tile, width)
+        starts = [
+            tile_starts(length, side, min(stride, side))
+            for length, side in zip((height, width), self.tile_shape, strict=True)
+        ]
+        self.corners = [(y, x) for y in starts[0] for x in starts[1]]
+        self._missing = len(self.corners)
+        canvas = task.autoencoder.latent_channels, *self._to_latent(height, width)
+        correlation_mm = task.diffusion.sampler.correlation_mm
+        self._noises = [SliceNoise(seed, position_mm, canvas, correlation_mm) for seed in seeds]
+        size = height * task.upscale, width * task.upscale
+        self._fusion = Fusion(*size)
+        self._deviation = Fusion(*size) if len(seeds) > 1 else None
+        self._refined = torch.zeros(height // 2, width // 2, dtype=torch.bool)
+        self._settled: Tensor | None = None
+        self.seconds = time.monotonic() - began
+
+    def afresh(self) -> "SliceJob":
+        """The same slice with nothing done."""
+        again = SliceJob(self._task, self._seeds, self.z, self._hu, self._position_mm)
+        again._settled = self._settled
+        return again
+
+    @cached_property
+    def own_difficulty(self) -> Tensor:
+        """(h / 2, w / 2) of the quadtree of this slice alone."""
+        return quadtree_of(self._task, self.lr[None, None]).difficulty[0]
+
+    def settle(self, difficulty: Tensor) -> None:
+        """Take another difficulty than the slice's own."""
+        self._settled = difficulty
+
+    @property
+    def difficulty(self) -> Tensor:
+        """(h / 2, w / 2) of the quadtree, as ``settle`` or the slice alone gives it."""
+        return self.own_difficulty if self._settled is None else self._settled
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all tiles came back."""
+        return self._missing == 0
+
+    def tile_noise(self, y: int, x: int, k: int, draw: int) -> Tensor:
+        """Noise k for the tile whose first LR pixel is (y, x), (c, h', w') at latent size."""
+        (top, left), (height, width) = self._to_latent(y, x), self._to_latent(*self.tile_shape)
+        return self._noises[draw].draw(k)[:, top : top + height, left : left + width]
+
+    def add(
+        self,
+        tile: "Tile",
+        sr: Tensor,
+        refined: Tensor,
+        seconds: float,
+        deviation_hu: Tensor | None = None,
+    ) -> None:
+        """Take a tile's result in.
+
+        Args:
+            tile: which.
+            sr: (h * upscale, w * upscale) in [-1, 1].
+            refined: (h / 2, w / 2) bool.
+            seconds: it took.
+            deviation_hu: like sr, where there are several draws.
+        """
+        (y, x), (height, width) = (tile.y, tile.x), self.tile_shape
+        self.is_finite &= bool(torch.isfinite(sr).all())
+        corner = y * self._task.upscale, x * self._task.upscale
+        self._fusion.add(sr, *corner)
+        if self._deviation is not None and deviation_hu is not None:
+            self.is_finite &= bool(torch.isfinite(deviation_hu).all())
+            self._deviation.add(deviation_hu, *corner)
+        area = (slice(y // 2, (y + height) // 2), slice(x // 2, (x + width) // 2))
+        self._refined[area] |= refined
+        self.seconds += seconds
+        self._missing -= 1
+
+    def finish(self) -> EnhancedSlice:
+        """The enhanced slice, once all tiles are there."""
+        began = time.monotonic()
+        window, upscale = self._task.hu_window, self._task.upscale
+        height, width = self._hu.shape
+        area = slice(height * upscale), slice(width * upscale)
+        fused = self._fusion.result()
+        if iterations := self._task.diffusion.consistency:
+            lr = self.lr[None, None]
+            fused = back_project(fused[None, None], lr, iterations=iterations)[0, 0]
+        out = window.denormalize(fused[area])
+        outside = torch.from_numpy(self._hu - window.clip(self._hu))
+        if outside.any():
+            # bilinear: a bicubic would draw a dark ring around metal
+            out += functional.interpolate(
+                outside[None, None], size=out.shape, mode="bilinear", align_corners=False
+            )[0, 0]
+        refined = self._refined[: math.ceil(height / 2), : math.ceil(width / 2)]
+        deviation = None if self._deviation is None else self._deviation.result()[area].numpy()
+        seconds = self.seconds + time.monotonic() - began
+        return EnhancedSlice(self.z, out.numpy(), refined.numpy(), seconds, deviation)
+
+    def _to_latent(self, y: int, x: int) -> tuple[int, int]:
+        upscale, compression = self._task.upscale, self._task.autoencoder.compression
+        return y * upscale // compression, x * upscale // compression
+
+
+class Tile(NamedTuple):
+    """A tile of a slice, its first LR pixel at (y, x)."""
+
+    job: SliceJob
+    y: int
+    x: int
+
+    @property
+    def lr(self) -> Tensor:
+        """(h, w) in [-1, 1]."""
+        height, width = self.job.tile_shape
+        return self.job.lr[self.y : self.y + height, self.x : self.x + width]
+
+    @property
+    def difficulty(self) -> Tensor:
+        """(h / 2, w / 2) levels on which the cells are split."""
+        height, width = self.job.tile_shape
+        rows = slice(self.y // 2, (self.y + height) // 2)
+        return self.job.difficulty[rows, self.x // 2 : (self.x + width) // 2]
+
+    def noise(self, k: int, draw: int) -> Tensor:
+        """Noise k of a draw, (c, h', w') on the CPU."""
+        return self.job.tile_noise(self.y, self.x, k, draw)
+
+
+def steadied(jobs: "Iterable[SliceJob]", pick: Literal["max", "median"]) -> "Iterator[SliceJob]":
+    """The jobs, each with a difficulty that its neighbours have a say in."""
+    before: SliceJob | None = None
+    job: SliceJob | None = None
+    for after in chain(jobs, [None]):
+        if job is not None:
+            near = [before or job, job, after or job]
+            job.settle(steady(torch.stack([n.own_difficulty for n in near]), pick)[1])
+            yield job
+        before, job = job, after
+
+
+def _pad_to_multiple(image: Tensor, unit: int) -> Tensor:
+    """Repeat the last row and column until both sides are multiples of ``unit``."""
+    height, width = image.shape
+    padding = (0, -width % unit, 0, -height % unit)
+    return functional.pad(image[None, None], padding, mode="replicate")[0, 0]

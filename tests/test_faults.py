@@ -1,0 +1,649 @@
+"""Nothing is lost: kills, signals, full disks and bad files, and runs that are taken up again."""
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from medqdm import io
+from medqdm.engine import Enhanced
+from medqdm.enhance import enhance_volume
+from medqdm.enhancer import Enhancer
+from medqdm.errors import MedQDMError
+from medqdm.io import whole
+from medqdm.volume import Volume
+
+KILLS = int(os.environ.get("MEDQDM_KILLS", "6"))
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def files_of(folder: Path) -> dict[str, object]:
+    """The content of an output, without how long it took."""
+    found: dict[str, object] = {}
+    for file in sorted(folder.rglob("*")):
+        if file.name == "run.json":
+            run = json.loads(file.read_text())
+            del run["summary"]["seconds_per_slice"]
+            found[file.name] = run
+        else:
+            found[file.relative_to(folder).as_posix()] = sha256(file.read_bytes()).hexdigest()
+    return found
+
+
+@pytest.fixture
+def drawing(weights: Path) -> Enhancer:
+    """An enhancer whose network is random, so that noise and neighbours show in its output."""
+    enhancer = Enhancer(weights, device="cpu", precision="fp32")
+    torch.manual_seed(0)
+    for parameter in enhancer.engine.qdm.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return enhancer
+
+
+@pytest.fixture
+def quick(weights: Path, monkeypatch: pytest.MonkeyPatch) -> Enhancer:
+    """An enhancer with a network that is as good as none; no pictures beside the slices."""
+    enhancer = Enhancer(weights, device="cpu", precision="fp32")
+    engine = enhancer.engine
+
+    def enhance(lr: torch.Tensor, noise, **_options: object) -> Enhanced:
+        shift = 0.1 * noise(0).mean(dim=(1, 2, 3), keepdim=True)
+        return Enhanced(engine.upsample(lr) + shift, engine.quadtree(lr).refined, cost=None)
+
+    monkeypatch.setattr(engine, "enhance", enhance)
+    monkeypatch.setattr("medqdm.enhance._add_companions", lambda *_: None)
+    return enhancer
+
+
+@pytest.fixture
+def volume(ct_series) -> Volume:
+    """Six slices of three tiles each."""
+    return io.read(ct_series(np.random.default_rng(0).normal(0, 300, (6, 16, 24)).round()))
+
+
+def stop_after(slices: int, out: Path, error: BaseException | None = None):
+    """A track that raises as soon as some slices of ``out`` are recorded."""
+    journal = out.parent / f".{out.name}.partial" / "journal.jsonl"
+
+    def track(done, _total):
+        for count, one in enumerate(done):
+            yield one
+            if count == slices:
+                deadline = time.monotonic() + 30
+                while len(journal.read_text().splitlines()) <= slices:
+                    assert time.monotonic() < deadline
+                    time.sleep(0.001)
+                raise error or KeyboardInterrupt
+
+    return track
+
+
+def count_tiles(enhancer: Enhancer, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    sizes: list[int] = []
+    real = enhancer.engine.enhance
+
+    def enhance(lr: torch.Tensor, noise: object, **options: object) -> Enhanced:
+        sizes.append(len(lr))
+        return real(lr, noise, **options)
+
+    monkeypatch.setattr(enhancer.engine, "enhance", enhance)
+    return sizes
+
+
+class TestResume:
+    @pytest.mark.parametrize(
+        ("file_format", "batch_size", "stop", "tiles"),
+        [("dicom", 4, 4, 6), ("dicom", 7, 3, 11), ("nifti", 1, 2, 12)],
+    )
+    def test_the_result_does_not_tell_that_there_was_a_break(
+        self, drawing, volume, tmp_path, monkeypatch, file_format, batch_size, stop, tiles
+    ) -> None:
+        options = {"file_format": file_format, "dates": "source", "resume": True}
+        drawing.batch_size = batch_size
+        drawing.prepare(volume)
+        enhance_volume(drawing, volume, tmp_path / "whole", **options)
+        with pytest.raises(KeyboardInterrupt):
+            enhance_volume(
+                drawing,
+                volume,
+                tmp_path / "broken",
+                track=stop_after(stop, tmp_path / "broken"),
+                **options,
+            )
+        assert not (tmp_path / "broken").exists()
+        sizes = count_tiles(drawing, monkeypatch)
+        enhance_volume(drawing, volume, tmp_path / "broken", **options)
+        assert files_of(tmp_path / "broken") == files_of(tmp_path / "whole")
+        assert sum(sizes) == tiles  # 18 of all; the batch of the first missing tile is done again
+        assert not list(tmp_path.glob(".*"))
+
+    @pytest.mark.parametrize("steady", ["max", "median"])
+    def test_neighbours_still_have_their_say(self, weights, volume, tmp_path, steady) -> None:
+        enhancer = Enhancer(
+            weights,
+            device="cpu",
+            precision="fp32",
+            overrides=[f"diffusion.sampler.steady={steady}"],
+            draws=2,
+        )
+        options = {"dates": "source", "resume": True}
+        enhance_volume(enhancer, volume, tmp_path / "whole", **options)
+        with pytest.raises(KeyboardInterrupt):
+            enhance_volume(
+                enhancer,
+                volume,
+                tmp_path / "broken",
+                track=stop_after(3, tmp_path / "broken"),
+                **options,
+            )
+        enhance_volume(enhancer, volume, tmp_path / "broken", **options)
+        assert files_of(tmp_path / "broken") == files_of(tmp_path / "whole")
+        assert (tmp_path / "broken" / "uncertainty.npz").is_file()
+
+    @pytest.fixture
+    def broken(self, quick, volume, tmp_path) -> Path:
+        """What an interrupted run left: four of six slices."""
+        with pytest.raises(KeyboardInterrupt):
+            enhance_volume(
+                quick,
+                volume,
+                tmp_path / "out",
+                track=stop_after(4, tmp_path / "out"),
+                dates="source",
+                resume=True,
+            )
+        (hidden,) = tmp_path.glob(".out.*")
+        assert len(list((hidden / "new").iterdir())) == 4
+        return hidden
+
+    @pytest.mark.parametrize(
+        ("spoil", "tiles"),
+        [
+            (lambda _hidden: None, 6),
+            (lambda hidden: (hidden / "new" / "IM0002.dcm").write_bytes(b"x"), 15),
+            (lambda hidden: (hidden / "new" / "IM0003.dcm").unlink(), 12),
+            (lambda hidden: (hidden / "parts" / "0004.refined.npy").unlink(), 9),
+            (lambda hidden: (hidden / "new" / "IM0009.dcm").write_bytes(b"x"), 6),
+            (
+                lambda hidden: (hidden / "journal.jsonl").write_text(
+                    (hidden / "journal.jsonl").read_text()[:-9]
+                ),
+                9,
+            ),
+            (lambda hidden: (hidden / "journal.jsonl").write_text(""), 18),
+            (lambda hidden: (hidden / "journal.jsonl").write_bytes(b"\xff\xfe"), 18),
+            (lambda hidden: (hidden / "journal.jsonl").unlink(), 18),
+            (lambda hidden: shutil.rmtree(hidden / "new"), 18),
+        ],
+    )
+    def test_only_what_is_whole_counts(
+        self, quick, volume, tmp_path, monkeypatch, broken, spoil, tiles
+    ) -> None:
+        spoil(broken)
+        sizes = count_tiles(quick, monkeypatch)
+        enhance_volume(quick, volume, tmp_path / "out", dates="source", resume=True)
+        assert sum(sizes) == tiles
+        expected = np.stack([done.hu for done in quick.slices(volume)])
+        np.testing.assert_array_equal(io.read(tmp_path / "out").hu, np.rint(expected))
+
+    def test_other_settings_begin_anew(
+        self, quick, volume, ct_series, tmp_path, monkeypatch, broken
+    ) -> None:
+        keep = tmp_path / "keep"
+        shutil.copytree(broken, keep)
+        sizes = count_tiles(quick, monkeypatch)
+        other = io.read(ct_series(np.asarray(volume.hu) + 1, folder="other"))
+        options: dict[str, object]
+        for name, given, options in (
+            ("seed", volume, {}),
+            ("input", other, {}),
+            ("weights", volume, {}),
+            ("syntax", volume, {"transfer_syntax": "rle"}),
+            ("dates", volume, {"dates": "now"}),
+        ):
+            shutil.rmtree(broken, ignore_errors=True)
+            shutil.copytree(keep, broken)
+            monkeypatch.setattr(quick, "seed", int(name == "seed"))
+            monkeypatch.setattr(quick, "sha256", name * 8)
+            sizes.clear()
+            quick.prepare(given)
+            sizes.clear()
+            enhance_volume(
+                quick, given, tmp_path / name, **({"dates": "source", "resume": True} | options)
+            )
+            assert sum(sizes) == 18, name
+
+    def test_a_run_without_resume_clears_it_away(self, quick, volume, tmp_path, broken) -> None:
+        with pytest.raises(KeyboardInterrupt):
+            enhance_volume(quick, volume, tmp_path / "out", track=stop_after(1, tmp_path / "out"))
+        assert not broken.exists()
+        assert not (tmp_path / "out").exists()
+
+    def test_a_finished_run_is_left_alone(self, quick, volume, tmp_path, monkeypatch) -> None:
+        out = tmp_path / "out"
+        first = enhance_volume(quick, volume, out, resume=True)
+        before = files_of(out)
+        sizes = count_tiles(quick, monkeypatch)
+        again = enhance_volume(quick, volume, out, resume=True)
+        assert again.finished == first.numbers() == again.numbers()
+        assert (sizes, files_of(out)) == ([], before)
+        quick.seed = 1
+        with pytest.raises(MedQDMError, match="the output folder must be empty"):
+            enhance_volume(quick, volume, out, resume=True)
+        assert files_of(out) == before
+        quick.seed = 0
+        (out / "IM0003.dcm").unlink()
+        enhance_volume(quick, volume, out, resume=True, overwrite=True)
+        assert len(list(out.glob("*.dcm"))) == 6
+
+    def test_one_run_at_a_time(self, quick, volume, tmp_path) -> None:
+        other = """if True:
+            import sys
+            from pathlib import Path
+            from medqdm.errors import MedQDMError
+            from medqdm.io.whole import whole_folder
+            try:
+                with whole_folder(Path(sys.argv[1])):
+                    pass
+            except MedQDMError as error:
+                print(error)
+            """
+        said = []
+
+        def track(slices, _total):
+            command = [sys.executable, "-c", other, tmp_path / "out"]
+            ended = subprocess.run(command, capture_output=True, text=True, check=True)
+            said.append(ended.stdout)
+            return slices
+
+        enhance_volume(quick, volume, tmp_path / "out", track=track)
+        assert "one run at a time may write an output" in said[0]
+        assert len(list((tmp_path / "out").glob("*.dcm"))) == 6
+
+    def test_files_that_came_meanwhile_are_not_replaced(self, quick, volume, tmp_path) -> None:
+        def track(slices, _total):
+            (tmp_path / "out").mkdir()
+            (tmp_path / "out" / "mine.txt").write_text("keep")
+            return slices
+
+        with pytest.raises(MedQDMError, match="must be empty, got files in it"):
+            enhance_volume(quick, volume, tmp_path / "out", track=track)
+        assert [p.name for p in (tmp_path / "out").iterdir()] == ["mine.txt"]
+
+
+KILLER = """
+import json, os, random, signal, sys, time
+from hashlib import sha256
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from medqdm.engine import Engine, Enhanced
+from medqdm.enhance import enhance_series
+from medqdm.errors import MedQDMError
+
+def quick(self, lr, noise, **options):
+    shift = 0.1 * noise(0).mean(dim=(1, 2, 3), keepdim=True)
+    return Enhanced(self.upsample(lr) + shift, self.quadtree(lr).refined, cost=None)
+
+Engine.enhance = quick  # kills are about files, not about the network
+series, place, weights, kills, seed = *map(Path, sys.argv[1:4]), *map(int, sys.argv[4:])
+random.seed(seed)
+fixed = {"weights": weights, "device": "cpu", "precision": "fp32", "dates": "source"}
+
+def state(folder):
+    if not folder.exists():
+        return None
+    found = {}
+    for file in sorted(folder.rglob("*")):
+        data = file.read_bytes()
+        if file.name == "run.json":
+            run = json.loads(data)
+            del run["summary"]["seconds_per_slice"]
+            data = json.dumps(run).encode()
+        found[file.relative_to(folder).as_posix()] = sha256(data).hexdigest()
+    return found
+
+def run(out, **options):
+    child = os.fork()
+    if child == 0:
+        try:
+            enhance_series(series, out, **fixed, **options)
+        except MedQDMError as error:
+            print(json.dumps({"error": str(error)}), flush=True)
+            os._exit(2)
+        os._exit(0)
+    return child
+
+def wait(child):
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+began = time.monotonic()
+assert wait(run(place / "new")) == 0
+seconds = time.monotonic() - began
+assert wait(run(place / "old", seed=1)) == 0
+before, new, old = state(series), state(place / "new"), state(place / "old")
+assert new != old
+counts = {"kills": 0, "survived": 0, "in_time": 0, "old": 0, "nothing": 0, "new": 0, "resumed": 0}
+while counts["kills"] < kills:
+    out = place / "out"
+    replaces = random.random() < 0.5
+    if replaces:
+        assert wait(run(out, seed=1)) == 0
+    options = {"overwrite": replaces, "resume": random.random() < 0.5}
+    while True:
+        child = run(out, **options)
+        if random.random() < 0.5:
+            time.sleep(random.uniform(0, seconds))
+        else:  # at the moments when files get their names
+            wanted, deadline = random.randint(0, 6), time.monotonic() + seconds
+            def due():
+                parts = list(place.glob(".out.partial/new/*"))
+                return len(parts) >= wanted or (wanted > 4 and state(out) not in (None, old))
+            while not due() and time.monotonic() < deadline:
+                time.sleep(0.001)
+            time.sleep(random.uniform(0, 0.02))
+        os.kill(child, signal.SIGKILL)
+        counts["kills"] += 1
+        code = wait(child)
+        counts["in_time"] += code == 0
+        found = state(out)
+        names = {"old": old if replaces else None, "new": new}
+        allowed = [n for n in names if names[n] == found]
+        assert allowed, (sorted(found or ()), options)
+        counts["nothing" if found is None else allowed[0]] += 1
+        assert state(series) == before
+        counts["survived"] += 1
+        if random.random() < 0.7 or counts["kills"] >= kills or found == new:
+            break
+    if state(out) != new:
+        assert wait(run(out, overwrite=replaces, resume=True)) == 0
+        counts["resumed"] += 1
+    assert state(out) == new
+    assert not list(place.glob(".new*")) and not list(place.glob(".old*"))
+    if list(place.glob(".out*")):  # the kill came when all was done but the clearing away
+        assert wait(run(out, overwrite=True)) == 0
+        assert state(out) == new
+    assert not list(place.glob(".out*"))
+    for file in out.iterdir():
+        file.unlink()
+    out.rmdir()
+print(json.dumps(counts))
+"""
+
+
+def test_kills_at_any_moment_lose_nothing(weights: Path, ct_series, tmp_path) -> None:
+    """``MEDQDM_KILLS=100`` for as many."""
+    series = ct_series(np.random.default_rng(0).normal(0, 300, (6, 16, 24)).round())
+    place = tmp_path / "place"
+    place.mkdir()
+    command = [sys.executable, "-c", KILLER, series, place, weights, str(KILLS), "0"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    counts = json.loads(ended.stdout.splitlines()[-1])
+    print(counts)  # noqa: T201  (shown with pytest -s)
+    assert counts["kills"] == counts["survived"] == KILLS
+    assert counts["in_time"] < KILLS
+
+
+FORKS = """
+import json, os, resource, signal, sys, time
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+import medqdm.batch
+from medqdm.cli import main
+
+for line in sys.stdin:
+    case = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        for number, name in ((1, "out"), (2, "err")):
+            os.dup2(os.open(case[name], os.O_CREAT | os.O_WRONLY, 0o666), number)
+        if "most_bytes" in case:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (case["most_bytes"],) * 2)
+        if case.get("unprivileged") and os.getuid() == 0:
+            os.setgid(65534)
+            os.setuid(65534)
+        sys.argv = ["medqdm", *case["arguments"]]
+        code = 1
+        try:
+            main()
+        except SystemExit as ended:
+            code = ended.code or 0
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    if "signal" in case:
+        deadline = time.monotonic() + 60
+        while not Path(case["after"]).exists() and time.monotonic() < deadline:
+            time.sleep(0.005)
+        os.kill(child, case["signal"])
+    print(json.dumps(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def forks():
+    """A process that loaded medqdm once and forks a command line for each case it is sent."""
+    command = [sys.executable, "-c", FORKS]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT
+    ) as server:
+        yield server
+        server.stdin.close()
+
+
+@pytest.fixture
+def medqdm(forks, tmp_path_factory):
+    """A command line in a process of its own: exit code, stdout and stderr."""
+
+    def run(*arguments: object, **case: object) -> tuple[int, str, str]:
+        folder = tmp_path_factory.mktemp("said")
+        files = {name: str(folder / name) for name in ("out", "err")}
+        request = {"arguments": [str(a) for a in arguments], **files, **case}
+        forks.stdin.write(json.dumps(request) + "\n")
+        forks.stdin.flush()
+        code = json.loads(forks.stdout.readline())
+        return code, Path(files["out"]).read_text(), Path(files["err"]).read_text()
+
+    return run
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_end_a_run_cleanly(medqdm, weights, ct_series, tmp_path, number, code) -> None:
+    """Nothing is left of a plain run; one with --resume goes on later."""
+    series = ct_series(np.random.default_rng(0).normal(0, 300, (8, 48, 64)).round())
+    out = tmp_path / "results" / "out"
+    arguments = ["enhance", series, "-o", out, "--weights", weights, "--device", "cpu"]
+    seen = out.parent / ".out.partial" / "new" / "IM0002.dcm"
+    for options in ([], ["--resume"]):
+        ended = medqdm(*arguments, *options, signal=int(number), after=str(seen))
+        assert ended[0] == code
+        assert "Traceback" not in "".join(ended[1:])
+        assert (tmp_path / "results").exists() == bool(options)
+        assert not out.exists()
+    assert medqdm(*arguments, "--resume")[0] == 0
+    assert len(list(out.glob("*.dcm"))) == 8
+    assert [p.name for p in out.parent.iterdir()] == ["out"]
+    ended = medqdm(*arguments, "--resume")
+    assert ended[0] == 0
+    assert "finished before" in ended[1]
+
+
+@pytest.mark.parametrize("file_format", ["dicom", "nifti", "nrrd"])
+def test_a_disk_that_takes_no_more_is_told_in_one_line(
+    medqdm, weights, ct_series, tmp_path, file_format
+) -> None:
+    series = ct_series(np.random.default_rng(0).normal(0, 300, (2, 32, 32)).round())
+    code, out, err = medqdm(
+        "enhance", series, "-o", tmp_path / "out", "--weights", weights, "--device", "cpu",
+        "--precision", "fp32", "--format", file_format, most_bytes=25_000,
+    )  # fmt: skip
+    assert code == 2, err
+    assert "must fit on a disk that can be written, got 'File too large'" in err
+    assert len(err.splitlines()) == 1
+    assert "Traceback" not in out + err
+    assert [p.name for p in tmp_path.iterdir() if p != series] == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_full_disk_on_the_way(
+    quick, volume, tmp_path, monkeypatch, number: int, resume: bool
+) -> None:
+    real, calls = np.save, []
+
+    def save(file: Path, array: object) -> None:
+        calls.append(file)
+        if len(calls) == 4:
+            raise OSError(number, os.strerror(number))
+        real(file, array)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("medqdm.io.output.np.save", save)
+        match = f"got '{os.strerror(number)}'; " + (
+            "what is done is kept" if resume else "nothing was written")  # fmt: skip
+        with pytest.raises(MedQDMError, match=match):
+            enhance_volume(quick, volume, tmp_path / "out", dates="source", resume=resume)
+    assert bool(list(tmp_path.glob(".out*"))) == resume
+    enhance_volume(quick, volume, tmp_path / "out", dates="source", resume=resume)
+    expected = np.stack([done.hu for done in quick.slices(volume)])
+    np.testing.assert_array_equal(io.read(tmp_path / "out").hu, np.rint(expected))
+
+
+def test_a_disk_that_is_too_small_is_told_before_the_work(
+    quick, volume, tmp_path, monkeypatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=20_000)
+    monkeypatch.setattr("medqdm.io.whole.shutil.disk_usage", lambda _path: usage)
+    sizes = count_tiles(quick, monkeypatch)
+    quick.prepare(volume)
+    sizes.clear()
+    with pytest.raises(MedQDMError, match=r"the disk must have 0\.0 GB free"):
+        enhance_volume(quick, volume, tmp_path / "out")
+    assert sizes == []
+    assert not list(tmp_path.glob("*out*"))
+    enhance_volume(quick, volume, tmp_path / "out", transfer_syntax="rle")  # size unknown
+
+
+@pytest.mark.parametrize("where", ["input file", "output folder"])
+def test_permissions_are_told_in_one_line(medqdm, weights, ct_series, tmp_path, where) -> None:
+    series = ct_series(np.zeros((3, 16, 16)))
+    results = tmp_path / "results"
+    results.mkdir()
+    for path in (*weights.parents, *tmp_path.parents, weights, tmp_path):
+        if "pytest" in path.as_posix():
+            path.chmod(path.stat().st_mode | 0o755)
+    results.chmod(0o777 if where == "input file" else 0o555)
+    victim = sorted(series.iterdir())[1]
+    victim.chmod(0 if where == "input file" else 0o644)
+    code, out, err = medqdm(
+        "enhance", series, "-o", results / "out", "--weights", weights, "--device", "cpu",
+        unprivileged=True,
+    )  # fmt: skip
+    results.chmod(0o755)
+    assert code == 2, err
+    assert ("folder must be writable" if where == "output folder" else victim.name) in err
+    assert "Traceback" not in out + err
+    assert list(results.iterdir()) == []
+
+
+def test_a_file_that_changes_while_it_is_read(quick, ct_series, tmp_path) -> None:
+    series = ct_series(np.zeros((6, 16, 24)))
+    other = ct_series(np.ones((6, 16, 24)), folder="other")
+    volume = io.read(series)
+
+    def track(slices, _total):
+        for z, done in enumerate(slices):
+            if z == 0:
+                shutil.copy(other / "001", series / "001")  # the last slice
+            yield done
+
+    with pytest.raises(MedQDMError, match="001: a CT file must not change"):
+        enhance_volume(quick, volume, tmp_path / "out", track=track)
+    assert not list(tmp_path.glob("*out*"))
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_network_that_gives_nan(quick, volume, tmp_path, monkeypatch, resume: bool) -> None:
+    real, calls = quick.engine.enhance, []
+    quick.prepare(volume)
+
+    def enhance(lr: torch.Tensor, noise: object, **options: object) -> Enhanced:
+        calls.append(None)
+        done = real(lr, noise, **options)
+        return done._replace(sr=done.sr * float("nan")) if len(calls) > 12 else done
+
+    with monkeypatch.context() as patched:
+        patched.setattr(quick.engine, "enhance", enhance)
+        with pytest.raises(MedQDMError, match="slice 5: the network's output must be finite"):
+            enhance_volume(quick, volume, tmp_path / "out", resume=resume)
+    assert not (tmp_path / "out").exists()
+    assert bool(list(tmp_path.glob(".out*"))) == resume
+
+
+def test_memory_that_runs_out_in_a_batch(quick, volume, tmp_path, monkeypatch) -> None:
+    """The batch is halved, the same slices are written."""
+    enhance_volume(quick, volume, tmp_path / "whole", dates="source")
+    real, sizes = quick.engine.enhance, []
+
+    def enhance(lr: torch.Tensor, noise: object, **options: object) -> Enhanced:
+        sizes.append(len(lr))
+        if len(lr) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return real(lr, noise, **options)
+
+    monkeypatch.setattr(quick.engine, "enhance", enhance)
+    quick.batch_size = 8
+    enhance_volume(quick, volume, tmp_path / "out", dates="source")
+    assert sizes[:3] == [8, 4, 2]
+    found, expected = io.read(tmp_path / "out").hu, io.read(tmp_path / "whole").hu
+    assert np.abs(np.asarray(found) - np.asarray(expected)).max() <= 1
+
+
+class TestWhole:
+    def test_names_are_exchanged_in_one_step_or_not_at_all(self, tmp_path, monkeypatch) -> None:
+        for name in ("one", "other"):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / name).touch()
+        if whole.exchange(tmp_path / "one", tmp_path / "other"):
+            assert (tmp_path / "one" / "other").is_file()
+        monkeypatch.setattr(sys, "platform", "other")
+        assert not whole.exchange(tmp_path / "one", tmp_path / "other")
+
+    def test_without_exchange_the_old_one_is_put_aside(self, tmp_path, monkeypatch) -> None:
+        monkeypatch.setattr(whole, "exchange", lambda _one, _other: False)
+        out = tmp_path / "out"
+        out.mkdir()
+        (out / "old").touch()
+        with whole.whole_folder(out, overwrite=True) as partial:
+            (partial / "new").touch()
+        assert [p.name for p in tmp_path.rglob("*")] == ["out", "new"]
+
+    def test_what_was_put_aside_comes_back(self, tmp_path) -> None:
+        """A kill between the two renames; the next run finds the old output where it was."""
+        aside = tmp_path / ".out.partial" / "old"
+        aside.mkdir(parents=True)
+        (aside / "mine").touch()
+        seen = []
+
+        def fail() -> None:
+            with whole.resumable_folder(tmp_path / "out", overwrite=True):
+                seen.extend(p.name for p in (tmp_path / "out").iterdir())
+                raise RuntimeError
+
+        with pytest.raises(RuntimeError):
+            fail()
+        assert seen == ["mine"] == [p.name for p in (tmp_path / "out").iterdir()]
+        assert not aside.exists()
