@@ -601,6 +601,48 @@ def _show(text: str, *, markup: bool = False) -> None:
 
 
 @app.command()
+def review(
+    out: Annotated[Path, typer.Argument(help="A folder that medqdm enhance wrote.")],
+    source: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="The series that it was made from; without it nothing is compared."),
+    ] = None,
+    series_uid: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--series", help="SeriesInstanceUID (or its end) of the source."),
+    ] = None,
+    slice_axis: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=0, max=2, help="NIfTI, NRRD, MHA: array axis across slices."),
+    ] = None,
+    ratings: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="FILE", help="CSV file that a rating form appends to."),
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 0,
+    no_browser: Annotated[
+        bool, typer.Option("--no-browser", help="Print the address, open nothing.")
+    ] = False,
+) -> None:
+    """Look at an enhanced series beside its source, in the browser of this machine."""
+    import webbrowser
+
+    from medqdm.review import Viewer, load_review
+
+    _end_cleanly_on_sigterm()
+    loaded = load_review(out, source, series=series_uid, slice_axis=slice_axis)
+    with Viewer(loaded, ratings, port=port) as viewer:
+        print(viewer.url, flush=True)  # noqa: T201  (whole, however narrow the terminal is)
+        _say("Ctrl+C ends the review")
+        if not no_browser:
+            webbrowser.open(viewer.url)
+        try:
+            viewer.wait()
+        except KeyboardInterrupt:
+            _say("ended")
+
+
+@app.command()
 def tasks() -> None:
     """List the tasks that come with medqdm."""
     from medqdm.config import load_task, task_names

@@ -69,8 +69,7 @@ class Summary:
 
     def add(self, done: EnhancedSlice, lr_hu: NDArray[np.float32]) -> None:
         """Count one more slice."""
-        factor = done.hu.shape[1] // lr_hu.shape[1]
-        difference = metrics.reduce_by_area(done.hu, factor).astype(np.float64) - lr_hu
+        difference = metrics.lr_difference_hu(done.hu, lr_hu)
         self.num_slices += 1
         self.seconds += done.seconds
         self.refined_cells += int(done.refined.sum())

@@ -149,6 +149,15 @@ def test_policies_do_as_much_as_they_count(lr: torch.Tensor, name: str, gamma: i
         assert int(one.cost.region_steps) == int(both.cost.region_steps[k])
 
 
+@pytest.mark.parametrize("name", LESS)
+def test_policies_run_in_bf16(lr: torch.Tensor, name: str) -> None:
+    engine = make(*sampler(name, LESS[name]), "transformer.packing=tokens")
+    exact = engine.enhance(lr, noise_of(lr))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = engine.enhance(lr, noise_of(lr))
+    assert float((found.sr - exact.sr).abs().mean()) < 0.2  # an untrained network amplifies
+
+
 def test_costs_are_those_of_the_windows(lr: torch.Tensor) -> None:
     engine = make("diffusion.sampling_steps=4")
     cost = engine.enhance(lr, noise_of(lr)).cost

@@ -1,13 +1,10 @@
-"""Tests of review: the pair, its picture to scale, the widget and the ratings."""
+"""Tests of review: the pair, its picture to scale, and the ratings."""
 
-import builtins
-import io as streams
 import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from medqdm import io
 from medqdm.errors import MedQDMError
@@ -25,7 +22,6 @@ from medqdm.review import (
     render_swipe,
     save_rating,
     scale_bar_mm,
-    show,
     to_png,
 )
 from medqdm.review.marks import SYNTHETIC
@@ -54,7 +50,7 @@ def make_refined(source):
 @pytest.fixture
 def review():
     source, enhanced = make_volumes()
-    return Review(source, enhanced, make_refined(source), MODEL_WINDOW, label="case 1")
+    return Review(source, enhanced, make_refined(source), MODEL_WINDOW, "case 1", UPSCALE)
 
 
 def make_rating(**changes):
@@ -67,7 +63,8 @@ def write_output(folder, source, enhanced, window=MODEL_WINDOW):
     io.write(source, enhanced, folder / "enhanced.mha")
     np.savez_compressed(folder / "refined.npz", refined=make_refined(source))
     section = {"center_hu": window.center_hu, "width_hu": window.width_hu}
-    (folder / "run.json").write_text(json.dumps({"task": {"window": section}}))
+    task = {"window": section, "quadtree": {}, "upscale": UPSCALE}
+    (folder / "run.json").write_text(json.dumps({"task": task}))
     return folder
 
 
@@ -129,7 +126,7 @@ class TestLoad:
             replace(review, source=fewer)
 
     def test_refuses_a_matrix_that_is_no_multiple(self, review):
-        with pytest.raises(MedQDMError, match="multiple of its source's 20 x 12, got 40 x 23"):
+        with pytest.raises(MedQDMError, match="2 times its source's 20 x 12, got 40 x 23"):
             replace(review, enhanced=review.source.with_pixels(review.enhanced.hu[:, :23]))
 
     def test_refuses_moved_edges(self, review):
@@ -150,7 +147,7 @@ class TestLoad:
     def test_odd_matrix_has_cut_cells(self):
         source, enhanced = make_volumes(shape=(1, 11, 19))
         refined = np.ones((1, 6, 10), dtype=bool)
-        review = Review(source, enhanced, refined, MODEL_WINDOW, "odd")
+        review = Review(source, enhanced, refined, MODEL_WINDOW, "odd", UPSCALE)
         assert to_png(render(review, 0)).startswith(b"\x89PNG")
 
 
@@ -374,81 +371,3 @@ class TestRating:
     def test_refuses_a_missing_file(self, tmp_path):
         with pytest.raises(MedQDMError, match="got FileNotFoundError"):
             read_ratings(tmp_path / "none.csv")
-
-
-def pixels(widget):
-    return np.asarray(Image.open(streams.BytesIO(widget.image.value)))
-
-
-class TestWidget:
-    def test_every_control_changes_the_picture(self, review, tmp_path):
-        widget = show(review, tmp_path / "ratings.csv")
-        for name, value in {
-            "slice": 1, "preset": "bone", "center_hu": 100, "width_hu": 300, "zoom": 2.0,
-            "x": 0.2, "y": 0.3, "difference_hu": 50, "overlay": False, "layout": "swipe",
-            "split": 0.2, "blink": 1,
-        }.items():  # fmt: skip
-            before = widget.image.value
-            widget.controls[name].value = value
-            assert widget.image.value != before, name
-        assert pixels(widget).ndim == 3
-
-    def test_preset_moves_both_sliders_and_a_slider_leaves_it(self, review, tmp_path):
-        widget = show(review, tmp_path / "ratings.csv")
-        widget.controls["preset"].value = "lung"
-        assert widget.window == PRESETS["lung"]
-        widget.controls["width_hu"].value = 1000
-        assert widget.controls["preset"].value == "free"
-        assert widget.window == Window(-600, 1000)
-        widget.controls["preset"].value = "model"
-        assert widget.window == MODEL_WINDOW
-
-    def test_shows_what_render_draws(self, review, tmp_path):
-        widget = show(review, tmp_path / "ratings.csv")
-        widget.controls["slice"].value = 3
-        widget.controls["preset"].value = "bone"
-        limit = widget.controls["difference_hu"].value
-        expected = render(review, 2, window=PRESETS["bone"], difference_hu=limit)
-        assert widget.image.value == to_png(expected)
-
-    def test_saves_a_rating_and_starts_a_new_one(self, review, tmp_path):
-        path = tmp_path / "ratings.csv"
-        widget = show(review, path)
-        widget.controls["slice"].value = 3
-        widget.controls["preset"].value = "lung"
-        for name, score in zip(("sharpness", "noise", "artefacts", "confidence"), (5, 4, 3, 2)):  # noqa: B905
-            widget.controls[name].value = score
-        widget.controls["comment"].value = "clear vessels"
-        widget.controls["reader"].value = "reader 1"
-        widget.controls["save"].click()
-        (rating,) = read_ratings(path)
-        assert rating == Rating(
-            "case 1", 3, 5, 4, 3, 2, "clear vessels", "reader 1", "lung", rating.saved_at
-        )
-        assert widget.status.value == "slice 3 saved to ratings.csv"
-        assert widget.controls["sharpness"].value is None
-        assert widget.controls["reader"].value == "reader 1"
-
-    def test_an_unfinished_rating_is_not_saved(self, review, tmp_path):
-        path = tmp_path / "ratings.csv"
-        widget = show(review, path)
-        widget.controls["save"].click()
-        assert widget.status.value == "rating: sharpness must be 1 to 5, got none; choose a number"
-        assert not path.exists()
-
-    def test_a_single_slice_has_a_widget_too(self, tmp_path):
-        source, enhanced = make_volumes(shape=(1, 12, 20))
-        review = Review(source, enhanced, make_refined(source), MODEL_WINDOW, "one")
-        assert show(review, tmp_path / "ratings.csv").controls["slice"].value == 1
-
-    def test_says_what_to_install(self, review, tmp_path, monkeypatch):
-        real_import = builtins.__import__
-
-        def no_widgets(name, *args, **kwargs):
-            if name == "ipywidgets":
-                raise ImportError(name)
-            return real_import(name, *args, **kwargs)
-
-        monkeypatch.setattr(builtins, "__import__", no_widgets)
-        with pytest.raises(MedQDMError, match=r"pip install 'medqdm\[notebooks\]'"):
-            show(review, tmp_path / "ratings.csv")

@@ -119,7 +119,7 @@ def markdown(found: Comparison, about: Mapping[str, Any]) -> str:
         f"{settings['seed']}, {settings['device']} {settings['precision']}, s = "
         f"{task['quadtree']['threshold']:g}. Research use: not a medical device.",
         "",
-        *(f"- {key}: {value}" for key, value in about.items()),
+        *(f"- {key}: {v}" for key, v in about.items() if not isinstance(v, Mapping)),
         "",
         *_findings(found),
         "",
@@ -309,12 +309,13 @@ def _draw(axes: Axes, found: Comparison, cost: Cost, quality: str) -> None:
         colour, marker, line = _STYLES.get(family) or (*next(others), "")
         xs, ys, names = zip(*sorted(points), strict=True)
         axes.plot(
-            xs, ys, line, color=colour, marker=marker, markersize=7, linewidth=1.2, label=family,
+            xs, ys, linestyle=line or "none", linewidth=1.2, color=colour, marker=marker,
+            markersize=7, label=family,
             markeredgecolor=_GREY if colour == _PALE else colour,
         )  # fmt: skip
         for x, y, name in zip(xs, ys, names, strict=True) if line else ():
             steps = found.results[name].about["diffusion"]["sampling_steps"]
-            place = (0, 6) if marker == "o" else (0, -13)
+            place = {"o": (0, 6), "s": (0, -14)}.get(marker, (9, -3))
             axes.annotate(
                 str(steps), (x, y), place, textcoords="offset points", ha="center",
                 fontsize=8, color=colour,

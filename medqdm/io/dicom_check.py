@@ -38,6 +38,11 @@ _KEPT = (
     "RescaleSlope", "RescaleIntercept", "PixelRepresentation", "PhotometricInterpretation",
     "WindowCenter", "WindowWidth",
 )  # fmt: skip
+_NEEDED = (
+    "SOPInstanceUID", "SeriesInstanceUID", "ImagePositionPatient", "ImageOrientationPatient",
+    "PixelSpacing", "Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored", "HighBit",
+    "PixelRepresentation", "PixelData",
+)  # fmt: skip
 _MAY_BE_NEW = {"FrameOfReferenceUID", "InstanceNumber"}  # given to a source that has none
 
 
@@ -60,6 +65,9 @@ def check_slice(
         MedQDMError: something is not as it must be.
     """
     written = pydicom.dcmread(file)
+    for keyword in _NEEDED:
+        if written.get(keyword) is None:
+            raise _fault(file, f"have {keyword}")
     check_same_edges(_corners_mm(source), _corners_mm(written), where=file.name)
     for is_right, what in _findings(written, source, padding, words):
         if not is_right:
@@ -225,12 +233,10 @@ def _names_source(written: Dataset, source: Dataset) -> bool:
 
 
 def _has_scanner_apart(written: Dataset, source: Dataset) -> bool:
-    known = [k for k in EQUIPMENT if source.get(k)]
-    left = [k for k in known if k in written and k not in STAYS_TOO]
-    own = {"Manufacturer", "ManufacturerModelName", "SoftwareVersions"}
-    if not set(left) <= own:
+    own = {"Manufacturer", "ManufacturerModelName", "SoftwareVersions", *STAYS_TOO}
+    if any(keyword in written for keyword in EQUIPMENT if keyword not in own):
         return False
-    if not known:
+    if not any(source.get(keyword) for keyword in EQUIPMENT):
         return True
     items = written.get("ContributingEquipmentSequence") or []
     codes = _codes(items[-1].get("PurposeOfReferenceCodeSequence")) if items else []
@@ -241,7 +247,10 @@ def _words(written: Dataset) -> NDArray[np.int64] | None:
     """Stored words as they lie there, what is beyond BitsStored included; None if cut short."""
     size = int(written.Rows) * int(written.Columns)
     if written.file_meta.TransferSyntaxUID.is_encapsulated:
-        return np.asarray(pixel_array(written, raw=True), dtype=np.int64)
+        try:
+            return np.asarray(pixel_array(written, raw=True), dtype=np.int64)
+        except Exception:  # decoders raise what they like
+            return None
     if len(written.PixelData) != size * 2:
         return None
     kind = "<i2" if written.PixelRepresentation else "<u2"

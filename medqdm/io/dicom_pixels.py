@@ -17,6 +17,7 @@ _NEEDED = ("Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresentatio
 _END_OF_IMAGE = b"\xff\xd9"  # JPEG, JPEG-LS and JPEG 2000 streams all end with it
 _WORD_BITS = 16
 _HU_CODES = {"[hnsf'U]", "HU"}
+_OTHER_UNITS = {"OD", "MGML", "Z_EFF", "ED", "EDW", "HU_MOD", "PCT"}  # defined terms, C.11.1.1.2
 _DECODERS = "pylibjpeg pylibjpeg-openjpeg pyjpegls python-gdcm"
 _START_OF_FRAME = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # JPEG; F7 is JPEG-LS
 
@@ -95,6 +96,12 @@ def _check_tags(dataset: Dataset, where: str) -> None:
             f"{where}: a CT slice must have {missing[0]}, got none; HU cannot be known without it, "
             "export the series again"
         )
+    whole = (*_NEEDED, "SamplesPerPixel", "HighBit")
+    if not all(isinstance(dataset.get(t, 1), int) for t in whole):
+        raise MedQDMError(
+            f"{where}: {', '.join(whole[2:])} must be whole numbers, got something else; its "
+            "header is damaged"
+        )
     samples = dataset.get("SamplesPerPixel", 1)
     if samples != 1 or dataset.BitsAllocated not in (8, _WORD_BITS):
         raise MedQDMError(
@@ -124,9 +131,9 @@ def _check_units(dataset: Dataset, where: str) -> None:
     """Maps of blood flow, iodine or effective Z come as CT images too; they hold no HU."""
     kind = str(dataset.get("RescaleType", None) or "HU").strip()
     if kind not in ("HU", "US"):  # US is what GDCM writes for an absent type
+        named = kind if kind in _OTHER_UNITS else "another one"
         raise MedQDMError(
-            f"{where}: RescaleType must be HU, got {kind[:16]}; only Hounsfield units can be "
-            "enhanced"
+            f"{where}: RescaleType must be HU, got {named}; only Hounsfield units can be enhanced"
         )
     units = {
         str(code.get("CodeValue"))

@@ -41,17 +41,30 @@ def read_itk(path: Path, *, slice_axis: int | None = None) -> Volume:
         image = _open(path).Execute()
     except MedQDMError:
         raise
-    except (RuntimeError, OSError, MemoryError):
+    except Exception:  # of ITK's and its wrapper's many
         raise MedQDMError(
             f"{path.name}: must be a whole NRRD or MetaImage file, got one that cannot be read; "
             "it is damaged or its data file is missing"
         ) from None
     voxels = sitk.GetArrayFromImage(image).astype(np.float32).transpose(2, 1, 0)
     axis = choose_slice_axis(np.array(image.GetSpacing()), slice_axis, where=path.name)
-    keys = (k for k in image.GetMetaDataKeys() if not k.startswith(_ABOUT_THE_FILE))
-    metadata = {"metadata": {key: image.GetMetaData(key) for key in keys}}
-    source = Source("itk", path.name, metadata, value_warnings(voxels))
+    source = Source("itk", path.name, {"metadata": _metadata(image)}, value_warnings(voxels))
     return to_volume(Lattice(voxels, _affine(image)), axis, source=source)
+
+
+def _metadata(image: Any) -> dict[str, str]:
+    """Fields about something else than the file; those that are no text cannot be written again."""
+    keys = image.GetMetaDataKeys()
+    fields = {k: image.GetMetaData(k) for k in keys if _is_text(k)}
+    return {k: v for k, v in fields.items() if _is_text(v) and not k.startswith(_ABOUT_THE_FILE)}
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _open(path: Path) -> Any:
@@ -62,7 +75,8 @@ def _open(path: Path) -> Any:
     reader.ReadImageInformation()
     kind = sitk.GetPixelIDValueAsString(reader.GetPixelID())
     bits = re.match(r"(\d+)-bit", kind)
-    if reader.GetDimension() != 3 or reader.GetNumberOfComponents() != 1 or bits is None:
+    is_one = reader.GetDimension() == 3 and reader.GetNumberOfComponents() == 1
+    if not is_one or bits is None or min(reader.GetSize()) < 1:
         raise MedQDMError(
             f"{path.name}: must be one three-dimensional volume of single numbers, got size "
             f"{reader.GetSize()} with {reader.GetNumberOfComponents()} value(s) each; "

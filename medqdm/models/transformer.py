@@ -80,11 +80,11 @@ class Modulations(NamedTuple):
 
     def to(self, dtype: torch.dtype) -> "Modulations":
         """The vectors in another dtype."""
-        return Modulations(
-            tuple(v.to(dtype) for v in self.upstream),
-            self.upstream_head.to(dtype),
-            tuple((local.to(dtype), cross.to(dtype)) for local, cross in self.downstream),
-            self.downstream_head.to(dtype),
+        return self._replace(
+            upstream=tuple(v.to(dtype) for v in self.upstream),
+            upstream_head=self.upstream_head.to(dtype),
+            downstream=tuple((v.to(dtype), w.to(dtype)) for v, w in self.downstream),
+            downstream_head=self.downstream_head.to(dtype),
         )
 
     def at_map(self, rows: Int[Tensor, "b 1 h w"], index: WindowIndex) -> "Modulations":

@@ -1,18 +1,20 @@
-"""Review: what the notebooks show of an enhanced series, and what a reader says about it."""
+"""Review: an enhanced series beside its source, in the browser, and what a reader says of it."""
 
 from medqdm.review.drawing import PRESETS, View, render, render_swipe, to_png
+from medqdm.review.layers import Layers
 from medqdm.review.marks import orientation_letters, scale_bar_mm
 from medqdm.review.rating import Rating, read_ratings, save_rating
 from medqdm.review.series import Review, ReviewSlice, load_review
-from medqdm.review.widget import ReviewWidget, show
+from medqdm.review.viewer import Viewer
 
 __all__ = [
     "PRESETS",
+    "Layers",
     "Rating",
     "Review",
     "ReviewSlice",
-    "ReviewWidget",
     "View",
+    "Viewer",
     "load_review",
     "orientation_letters",
     "read_ratings",
@@ -20,6 +22,5 @@ __all__ = [
     "render_swipe",
     "save_rating",
     "scale_bar_mm",
-    "show",
     "to_png",
 ]

@@ -220,7 +220,7 @@ def _figure(
         ))
         for k in range(columns)
     ]  # fmt: skip
-    before, after = review.source.spacing_mm, review.enhanced.spacing_mm
+    before, after = review.before.spacing_mm, review.enhanced.spacing_mm
     figure.text(
         0.5, 1 - 0.1 / height,
         f"slice {z + 1} of {review.num_slices}   W {window.width_hu:g}  L {window.center_hu:g} HU",

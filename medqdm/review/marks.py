@@ -53,7 +53,7 @@ def _round_down(value: float) -> float:
 
 
 def _cells_mm(review: Review) -> tuple[float, float]:
-    y, x = review.source.spacing_mm
+    y, x = review.before.spacing_mm
     return CELL_LR_PX * y, CELL_LR_PX * x
 
 
@@ -90,8 +90,8 @@ def mark_synthetic(axes: Axes) -> None:
 
 def draw_letters(axes: Axes, review: Review) -> None:
     """The sides of the patient, on the four sides of a panel."""
-    left, right = orientation_letters(review.source.x_step_mm)
-    top, bottom = orientation_letters(review.source.y_step_mm)
+    left, right = orientation_letters(review.before.x_step_mm)
+    top, bottom = orientation_letters(review.before.y_step_mm)
     places = (
         (0.02, 0.5, left, "left", "center"),
         (0.98, 0.5, right, "right", "center"),

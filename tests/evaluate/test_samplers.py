@@ -329,6 +329,8 @@ def test_the_plot_shows_every_row_with_a_network_and_rings_the_best(judged: Comp
     assert line.get_ydata() == pytest.approx([31.2, 31.4])
     assert {"uniform g1", "gain g0", "mine", "mine too"} <= set(drawn)
     assert "bicubic" not in drawn
+    styles = {name: line.get_linestyle() for name, line in drawn.items()}
+    assert (styles["uniform g0"], styles["gain g0"], styles["mine"]) == ("-", "None", "None")
     for axes, x, y in ((left, 175 / 1500, 31.41), (middle, 2.75, 31.41), (right, 175 / 1500, 1.2)):
         [ring] = [line for line in axes.get_lines() if line.get_markersize() > 15]
         assert (ring.get_xdata()[0], ring.get_ydata()[0]) == pytest.approx((x, y))

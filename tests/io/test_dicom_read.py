@@ -417,3 +417,67 @@ def test_missing_instance_uids_are_told(ct_series):
         dataset.file_meta.MediaStorageSOPClassUID = CTImageStorage
         dataset.save_as(file)
     assert read(folder).source.warnings == ("4 slice(s) without SOPInstanceUID",)
+
+
+@pytest.mark.parametrize("orientation", [(-1, 0, 0, 0, -1, 0), (1, 0, 0, 0, -1, 0)])
+def test_prone_and_flipped_series_keep_their_places(ct_series, phantom, orientation):
+    volume = read(ct_series(orientation=orientation))
+    normal = np.cross(orientation[:3], orientation[3:])
+    assert (np.diff(volume.origins_mm @ normal) > 0).all()
+    np.testing.assert_array_equal(volume.hu, phantom)
+    np.testing.assert_allclose(volume.x_step_mm, 0.6 * np.array(orientation[:3]))
+
+
+def test_monochrome1_inverts_nothing(ct_series, phantom):
+    volume = read(ct_series(PhotometricInterpretation="MONOCHROME1"))
+    np.testing.assert_array_equal(volume.hu, phantom)
+    assert volume.source.headers[0].PhotometricInterpretation == "MONOCHROME1"
+
+
+def test_pet_is_passed_over(ct_series):
+    folder = ct_series(SOPClassUID="1.2.840.10008.5.1.4.1.1.128")
+    with pytest.raises(MedQDMError, match="4 x Positron Emission Tomography Image Storage"):
+        read(folder)
+
+
+def test_burned_in_text_and_metal_are_told(ct_series, phantom):
+    hu = phantom.copy()
+    hu[1, 20, 20] = 3500
+    assert read(ct_series(hu, BurnedInAnnotation="YES")).source.warnings == (
+        "text is burned into the image and will be redrawn",
+        "1 slice(s) with values above 3000 HU (up to 3500); metal and its streaks may be sharpened",
+    )
+
+
+def test_an_unknown_transfer_syntax_names_the_decoders(ct_series):
+    folder = ct_series(bits=12, signed=False, syntax=JPEGLSLossless)
+    for file in folder.iterdir():
+        dataset = pydicom.dcmread(file)
+        dataset.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.4.53"
+        dataset.save_as(file)
+    with pytest.raises(
+        MedQDMError, match=r"decoder of JPEG Spectral Selection.*pip install pylibjpeg"
+    ):
+        read(folder)
+
+
+def test_bad_slices_are_all_named_and_left_out_only_if_asked(ct_series, phantom):
+    folder = ct_series()
+    for name in ("002", "003"):
+        (folder / name).write_bytes((folder / name).read_bytes()[:-100])
+    with pytest.raises(MedQDMError, match=r"2 of 4 slices are bad: 003, 002 \(--skip-bad leaves"):
+        read(folder)
+    volume = read(folder, skip_bad=True)
+    np.testing.assert_array_equal(volume.hu, phantom[[0, 3]])
+    assert volume.source.warnings == ("left out 2 damaged slice(s): 002, 003",)
+    for name in ("001", "004"):
+        (folder / name).write_bytes((folder / name).read_bytes()[:-100])
+    with pytest.raises(MedQDMError, match="got a truncated"):
+        read(folder, skip_bad=True)
+
+
+def test_files_that_may_be_slices_are_named(ct_series):
+    folder = ct_series()
+    (folder / "torn").write_bytes((folder / "004").read_bytes()[:200])
+    (warning,) = read(folder).source.warnings
+    assert warning == "1 file(s) may be slices but are damaged: torn"

@@ -52,3 +52,49 @@ def test_nothing_there(tmp_path):
     with pytest.raises(MedQDMError, match="got nothing there; check the path"):
         find_series(tmp_path / "absent")
     assert find_series(tmp_path) == []
+
+
+def test_what_the_reader_saw_is_summed_up(ct_series, phantom):
+    def tilt(dataset, k):
+        dataset.ImagePositionPatient = [0.0, k * np.tan(np.radians(15)) * 2.5, 2.5 * k]
+
+    hu = phantom.copy()
+    hu[:, [0, 0, -1, -1], [0, -1, 0, -1]] = -3024
+    folder = ct_series(np.concatenate([hu, hu]), edit=tilt)
+    (folder / "005").unlink()
+    (summary,) = find_series(folder)
+    assert (summary.num_slices, summary.num_gaps, summary.tilt_degrees) == (7, 1, 15.0)
+    assert summary.padding == "-3024 HU, not declared"
+    assert summary.encoding == ("Explicit VR Little Endian",)
+    larger = summary.enlarged(4)
+    assert (larger.matrix, larger.spacing_mm) == ((192, 160), (0.2, 0.15))
+    assert larger.num_bytes == pytest.approx(7 * 192 * 160 * 2, rel=0.1)
+    small, view = summary.doubts()
+    assert "40 x 48 pixels is small" in small
+    assert "24 x 38 mm is unusual" in view
+
+
+def test_each_acquisition_can_be_read_by_its_summary(ct_series, phantom):
+    same = {"SeriesInstanceUID": "1.2.3", "FrameOfReferenceUID": "1.2.9"}
+    folder = ct_series(folder="all/one", **same).parent
+    ct_series(phantom + 7, folder="all/two", AcquisitionNumber=2, **same)
+    first, second = find_series(folder)
+    assert (first.acquisition, second.acquisition) == ("AcquisitionNumber 1", "AcquisitionNumber 2")
+    for summary, hu in ((first, phantom), (second, phantom + 7)):
+        volume = read(summary.path, series=summary.series_instance_uid)
+        np.testing.assert_array_equal(volume.hu, hu)
+
+
+def test_a_damaged_middle_slice_is_a_problem(ct_series):
+    folder = ct_series()
+    (folder / "002").write_bytes((folder / "002").read_bytes()[:-100])
+    assert "002: a CT file must hold all its pixels" in find_series(folder)[0].problem
+
+
+def test_the_slice_axis_of_a_file_is_found(phantom, tmp_path):
+    image = nibabel.Nifti1Image(phantom, np.diag([2.5, 0.8, 0.6, 1]))
+    nibabel.save(image, tmp_path / "unclear.nii")
+    nibabel.save(nibabel.Nifti1Image(phantom, np.diag([2.5, 0.6, 0.6, 1])), tmp_path / "z.nii")
+    unclear, found = find_series(tmp_path)
+    assert (unclear.needs_slice_axis, found.needs_slice_axis) == (True, False)
+    assert (found.num_slices, found.matrix, found.encoding) == (4, (40, 48), ("float32",))

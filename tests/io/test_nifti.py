@@ -107,8 +107,9 @@ def test_forms_that_differ_are_both_resampled(nifti, tmp_path):
         )
 
 
-def test_shear_is_kept_in_the_sform_alone(nifti, tmp_path):
-    path = nifti(OBLIQUE, qform=0)
+@pytest.mark.parametrize("qform", [0, 1])
+def test_shear_is_kept_in_the_sform_alone(nifti, tmp_path, qform):
+    path = nifti(OBLIQUE, qform=qform)
     volume = read(path, slice_axis=2)
     write(volume, _enhance(volume), tmp_path / "out.nii")
     after = nibabel.load(tmp_path / "out.nii")
@@ -251,3 +252,22 @@ def test_other_endings_are_refused(nifti, tmp_path):
     volume = read(nifti())
     with pytest.raises(MedQDMError, match=r"must end in .nii, .nii.gz, .nrrd or .mha, got .png"):
         write(volume, _enhance(volume), tmp_path / "out.png")
+
+
+def test_scaled_values_are_read_as_hu_and_written_unscaled(nifti, phantom, tmp_path):
+    def scale(image):
+        image.set_data_dtype(np.int16)
+        image.header.set_slope_inter(2, -1024)
+
+    volume = read(nifti(edit=scale))
+    np.testing.assert_allclose(volume.hu, phantom, atol=1)
+    write(volume, _enhance(volume), tmp_path / "out.nii")
+    header = nibabel.load(tmp_path / "out.nii").header
+    assert header.get_slope_inter() in [(1, 0), (None, None)]
+
+
+def test_axes_in_one_plane_are_refused(nifti):
+    flat = STRAIGHT.copy()
+    flat[:3, 1] = flat[:3, 0]
+    with pytest.raises(MedQDMError, match="must span a volume, got axes in one plane"):
+        read(nifti(flat, qform=0), slice_axis=2)

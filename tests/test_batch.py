@@ -1,0 +1,201 @@
+"""Many series: each on its own, one loaded model, failures at the end."""
+
+import csv
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medqdm import batch, cli, enhance, io
+from medqdm.batch import enhance_all, find_many
+from medqdm.enhancer import Enhancer
+from medqdm.errors import MedQDMError
+from medqdm.volume import Volume
+
+
+@pytest.fixture
+def root(ct_series, tmp_path: Path) -> Path:
+    """Two patients; of the first two series and a scout in one folder, of the second a damaged one."""
+    rng = np.random.default_rng(0)
+
+    def make(folder: str, **tags: object) -> Path:
+        hu = rng.normal(0, 200, (2, 16, 16)).round()
+        return ct_series(hu, folder=folder, **tags)
+
+    make("root/a", PatientName="Canary^One", PatientID="CANARY-1")
+    for name, tags in (("b", {}), ("scout", {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]})):
+        made = make(f"made/{name}", PatientName="Canary^One", **tags)
+        for file in made.iterdir():
+            shutil.move(file, tmp_path / "root" / "a" / f"{name}-{file.name}")
+    bad = make("root/second/deep", PatientName="Canary^Two", PatientID="CANARY-2")
+    victim = sorted(bad.iterdir())[0]
+    victim.write_bytes(victim.read_bytes()[:-50])
+    (tmp_path / "root" / "note.txt").write_text("not DICOM")
+    return tmp_path / "root"
+
+
+@pytest.fixture
+def enhancer(weights: Path, monkeypatch: pytest.MonkeyPatch) -> Enhancer:
+    monkeypatch.setattr("medqdm.enhance._add_companions", lambda *_: None)
+    return Enhancer(weights, device="cpu", precision="fp32")
+
+
+def read_summary(out: Path) -> list[dict[str, str]]:
+    with (out / "summary.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_series_is_done_and_failures_are_kept_apart(enhancer, root, tmp_path) -> None:
+    before = {p: p.read_bytes() for p in root.rglob("*") if p.is_file()}
+    out = tmp_path / "out"
+    rows = enhance_all(enhancer, root, out)
+    statuses = sorted(row.status for row in rows)
+    assert statuses == ["enhanced", "enhanced", "failed", "scout"]
+    for row in rows:
+        assert (out / row.output).exists() == (row.status == "enhanced")
+        assert row.is_failure == (row.status == "failed")
+    done = [row for row in rows if row.status == "enhanced"]
+    for row in done:
+        written = io.read(out / row.output)
+        assert written.shape == (2, 64, 64)
+        assert (row.slices, row.rows, row.columns) == (2, 16, 16)
+        assert (row.spacing_z_mm, row.spacing_y_mm, row.spacing_x_mm) == (2.5, 0.8, 0.6)
+    (failed,) = (row for row in rows if row.status == "failed")
+    assert "truncated" in failed.message
+    assert {p: p.read_bytes() for p in root.rglob("*") if p.is_file()} == before
+
+    listed = read_summary(out)
+    assert [line["status"] for line in listed] == [row.status for row in rows]
+    assert [line["series"] for line in listed] == [row.series for row in rows]
+    assert float(listed[rows.index(done[0])]["seconds_per_slice"]) > 0
+    text = (out / "summary.csv").read_text()
+    assert "canary" not in text.lower()
+    assert not list(out.glob(".*"))
+
+
+def test_outputs_are_those_of_single_runs(enhancer, root, tmp_path) -> None:
+    rows = enhance_all(enhancer, root, tmp_path / "out", dates="source", transfer_syntax="rle")
+    for number, row in enumerate(row for row in rows if row.status == "enhanced"):
+        volume = io.read(root, series=row.series)
+        single = tmp_path / f"single{number}"
+        enhance.enhance_volume(enhancer, volume, single, dates="source", transfer_syntax="rle")
+        for file in single.glob("*.dcm"):
+            assert file.read_bytes() == (tmp_path / "out" / row.output / file.name).read_bytes()
+
+
+def test_resume_leaves_out_what_is_finished(enhancer, root, tmp_path) -> None:
+    out = tmp_path / "out"
+
+    def interrupt(row: batch.Row) -> None:
+        if row.status == "enhanced":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        enhance_all(enhancer, root, out, resume=True, report=interrupt)
+    assert sum(line["status"] == "waiting" for line in read_summary(out)) >= 1
+    with pytest.raises(MedQDMError, match="must be empty, got files in it"):
+        enhance_all(enhancer, root, out)
+    rows = enhance_all(enhancer, root, out, resume=True)
+    statuses = sorted(row.status for row in rows)
+    assert statuses == ["enhanced", "failed", "finished before", "scout"]
+    again = enhance_all(enhancer, root, out, resume=True)
+    assert sorted(row.status for row in again)[1:3] == ["finished before"] * 2
+    assert [row.share_refined for row in again] == [row.share_refined for row in rows]
+    anew = enhance_all(enhancer, root, out, overwrite=True)
+    assert sorted(row.status for row in anew)[:2] == ["enhanced"] * 2
+
+
+def test_a_bug_in_one_series_costs_no_other(enhancer, root, tmp_path, monkeypatch, caplog) -> None:
+    real, calls = batch.enhance_volume, []
+
+    def broken(*arguments: object, **options: object) -> object:
+        calls.append(None)
+        if len(calls) == 1:
+            raise ZeroDivisionError("division by zero")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(batch, "enhance_volume", broken)
+    rows = enhance_all(enhancer, root, tmp_path / "out")
+    assert sorted(row.status for row in rows) == ["enhanced", "failed", "failed", "scout"]
+    assert "internal error (ZeroDivisionError)" in [row.message for row in rows]
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_a_folder_of_somebody_else_is_left_alone(enhancer, root, tmp_path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine.txt").write_text("keep")
+    for options in ({}, {"overwrite": True}, {"resume": True}):
+        with pytest.raises(MedQDMError, match=r"must be empty|only an earlier output"):
+            enhance_all(enhancer, root, out, **options)
+    assert [p.name for p in out.iterdir()] == ["mine.txt"]
+    with pytest.raises(MedQDMError, match="must not lie in the input folder"):
+        enhance_all(enhancer, root, root / "out")
+
+
+def test_nothing_to_enhance_is_told(enhancer, ct_series, tmp_path) -> None:
+    for name in ("root/one", "root/two"):
+        ct_series(folder=name, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    with pytest.raises(MedQDMError, match="must hold a CT series that can be enhanced, got 2"):
+        enhance_all(enhancer, tmp_path / "root", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_volume_files_count_only_where_there_is_no_dicom(root, tmp_path) -> None:
+    volume = Volume.from_spacing(np.zeros((2, 16, 16)), (2, 0.7, 0.7))
+    for name in ("one", "two"):
+        io.write(volume, volume, tmp_path / "files" / name / "ct.nii.gz")
+    assert [s.kind for s in find_many(tmp_path / "files")] == ["nifti", "nifti"]
+    assert find_many(tmp_path / "files" / "one" / "ct.nii.gz") == []
+    shutil.copytree(tmp_path / "files", root / "masks")
+    assert {s.kind for s in find_many(root)} == {"dicom"}
+
+
+def test_volume_files_of_one_name_do_not_meet(enhancer, tmp_path) -> None:
+    for number, name in enumerate(("one", "two")):
+        volume = Volume.from_spacing(np.full((2, 16, 16), number), (2, 0.7, 0.7))
+        io.write(volume, volume, tmp_path / "files" / name / "ct.nii.gz")
+    rows = enhance_all(enhancer, tmp_path / "files", tmp_path / "out", file_format="nifti")
+    assert [(row.status, row.series) for row in rows] == [("enhanced", "ct.nii.gz")] * 2
+    assert rows[0].output != rows[1].output
+
+
+def test_the_command_line_ends_with_code_3_if_a_series_failed(
+    weights, root, tmp_path, monkeypatch, capsys
+) -> None:
+    loads = []
+    real = enhance.load_enhancer
+
+    def load(*arguments: object, **options: object) -> Enhancer:
+        loads.append(None)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(enhance, "load_enhancer", load)
+    monkeypatch.setattr("medqdm.enhance._add_companions", lambda *_: None)
+
+    def run(*options: str) -> tuple[int, str, str]:
+        arguments = ["enhance", root, "-o", tmp_path / "out", "--weights", weights,
+                     "--device", "cpu", "--precision", "fp32", *options]  # fmt: skip
+        monkeypatch.setattr(sys, "argv", ["medqdm", *map(str, arguments)])
+        for name, stream in (("console", sys.stdout), ("messages", sys.stderr)):
+            monkeypatch.setattr(getattr(cli, name), "file", stream)
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        said = capsys.readouterr()
+        return int(ended.value.code or 0), said.out, said.err
+
+    code, out, err = run()
+    assert (code, len(loads)) == (3, 1)
+    assert "4 series, each to a folder of its own" in out
+    assert "2 enhanced" in out
+    assert err.count("failed: series ") == 1
+    assert "canary" not in (out + err).lower()
+    shutil.rmtree(root / "second")
+    code, out, _ = run("--resume")
+    assert code == 0
+    assert "2 finished before" in out
+    code, _, err = run("--slice-axis", "1", "--overwrite")
+    assert code == 2
+    assert "--slice-axis must go with one file" in err
