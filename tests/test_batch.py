@@ -17,7 +17,7 @@ from medqdm.volume import Volume
 
 @pytest.fixture
 def root(ct_series, tmp_path: Path) -> Path:
-    """Two patients; of the first two series and a scout in one folder, of the second a damaged one."""
+    """Two patients: two series and a scout in one folder, and a damaged series elsewhere."""
     rng = np.random.default_rng(0)
 
     def make(folder: str, **tags: object) -> Path:
@@ -52,18 +52,18 @@ def test_every_series_is_done_and_failures_are_kept_apart(enhancer, root, tmp_pa
     out = tmp_path / "out"
     rows = enhance_all(enhancer, root, out)
     statuses = sorted(row.status for row in rows)
-    assert statuses == ["enhanced", "enhanced", "failed", "scout"]
+    assert statuses == ["enhanced", "enhanced", "refused", "scout"]
     for row in rows:
         assert (out / row.output).exists() == (row.status == "enhanced")
-        assert row.is_failure == (row.status == "failed")
+        assert row.is_failure == (row.status == "refused")
     done = [row for row in rows if row.status == "enhanced"]
     for row in done:
         written = io.read(out / row.output)
         assert written.shape == (2, 64, 64)
         assert (row.slices, row.rows, row.columns) == (2, 16, 16)
         assert (row.spacing_z_mm, row.spacing_y_mm, row.spacing_x_mm) == (2.5, 0.8, 0.6)
-    (failed,) = (row for row in rows if row.status == "failed")
-    assert "truncated" in failed.message
+    (refused,) = (row for row in rows if row.status == "refused")
+    assert "truncated" in refused.message
     assert {p: p.read_bytes() for p in root.rglob("*") if p.is_file()} == before
 
     listed = read_summary(out)
@@ -99,9 +99,9 @@ def test_resume_leaves_out_what_is_finished(enhancer, root, tmp_path) -> None:
         enhance_all(enhancer, root, out)
     rows = enhance_all(enhancer, root, out, resume=True)
     statuses = sorted(row.status for row in rows)
-    assert statuses == ["enhanced", "failed", "finished before", "scout"]
+    assert statuses == ["enhanced", "finished before", "refused", "scout"]
     again = enhance_all(enhancer, root, out, resume=True)
-    assert sorted(row.status for row in again)[1:3] == ["finished before"] * 2
+    assert sorted(row.status for row in again)[:2] == ["finished before"] * 2
     assert [row.share_refined for row in again] == [row.share_refined for row in rows]
     anew = enhance_all(enhancer, root, out, overwrite=True)
     assert sorted(row.status for row in anew)[:2] == ["enhanced"] * 2
@@ -118,7 +118,7 @@ def test_a_bug_in_one_series_costs_no_other(enhancer, root, tmp_path, monkeypatc
 
     monkeypatch.setattr(batch, "enhance_volume", broken)
     rows = enhance_all(enhancer, root, tmp_path / "out")
-    assert sorted(row.status for row in rows) == ["enhanced", "failed", "failed", "scout"]
+    assert sorted(row.status for row in rows) == ["enhanced", "failed", "refused", "scout"]
     assert "internal error (ZeroDivisionError)" in [row.message for row in rows]
     assert "ZeroDivisionError" in caplog.text
 
@@ -190,7 +190,7 @@ def test_the_command_line_ends_with_code_3_if_a_series_failed(
     assert (code, len(loads)) == (3, 1)
     assert "4 series, each to a folder of its own" in out
     assert "2 enhanced" in out
-    assert err.count("failed: series ") == 1
+    assert err.count("refused: series ") == 1
     assert "canary" not in (out + err).lower()
     shutil.rmtree(root / "second")
     code, out, _ = run("--resume")

@@ -5,11 +5,14 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 from typer.testing import CliRunner
 
 from medqdm import checkpoint, cli, io
 from medqdm.config import load_task, task_names
+from medqdm.enhance import enhance_series
+from medqdm.errors import MedQDMError
 from medqdm.volume import Volume
 
 
@@ -164,12 +167,16 @@ def test_mistakes_end_in_one_line_and_code_2(
     assert not (tmp_path / "out").exists()
 
 
-def test_several_series_are_listed(medqdm, weights: Path, ct_series, tmp_path) -> None:
+def test_one_of_several_series_is_chosen(medqdm, weights: Path, ct_series, tmp_path) -> None:
     first = ct_series(np.zeros((1, 16, 16)), folder="all/one")
-    ct_series(np.zeros((1, 16, 16)), folder="all/two")
-    code, _, err = medqdm("enhance", first.parent, "-o", tmp_path / "out", "--weights", weights)
-    assert code == 2
-    assert "--series" in err
+    ct_series(np.zeros((2, 16, 16)), folder="all/two")
+    with pytest.raises(MedQDMError, match="choose one with --series"):
+        enhance_series(first.parent, tmp_path / "out", weights=weights)
+    uid = pydicom.dcmread(next(first.iterdir())).SeriesInstanceUID
+    code, _, _ = medqdm("enhance", first.parent, "-o", tmp_path / "out", "--weights", weights,
+                        "--series", uid)  # fmt: skip
+    assert code == 0
+    assert [p.name for p in (tmp_path / "out").glob("*.dcm")] == ["IM0001.dcm"]
 
 
 def test_truncated_file_is_named(medqdm, weights: Path, ct_series, tmp_path) -> None:

@@ -327,10 +327,10 @@ def run(out, **options):
 def wait(child):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
+enhance_series(series, place / "new", **fixed)  # and everything is imported for the children
 began = time.monotonic()
-assert wait(run(place / "new")) == 0
-seconds = time.monotonic() - began
 assert wait(run(place / "old", seed=1)) == 0
+seconds = time.monotonic() - began
 before, new, old = state(series), state(place / "new"), state(place / "old")
 assert new != old
 counts = {"kills": 0, "survived": 0, "in_time": 0, "old": 0, "nothing": 0, "new": 0, "resumed": 0}
@@ -377,6 +377,7 @@ while counts["kills"] < kills:
     for file in out.iterdir():
         file.unlink()
     out.rmdir()
+    print(json.dumps(counts), file=sys.stderr, flush=True)
 print(json.dumps(counts))
 """
 
@@ -400,7 +401,8 @@ import json, os, resource, signal, sys, time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-import medqdm.batch
+import matplotlib.backends.backend_agg
+import medqdm.batch, medqdm.picture
 from medqdm.cli import main
 
 for line in sys.stdin:

@@ -149,6 +149,22 @@ def test_endless_sequences_are_cut_short(tmp_path: Path, monkeypatch: pytest.Mon
     assert "1 x damaged DICOM file" in survive(CT)
 
 
+def test_values_without_number_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, end = CT.read_bytes(), CT.read_bytes().index(b"\xe0\x7f\x10\x00")
+    numbers = b"1\\" * 30_000
+    tags = [struct.pack("<HH", 0x0040, 0x0300 + 2 * k) for k in range(100)]  # of no dictionary
+    extra = b"".join(tag + b"DS" + struct.pack("<H", len(numbers)) + numbers for tag in tags)
+    (tmp_path / "file").write_bytes(whole[:end] + extra + whole[end:])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    monkeypatch.setattr(dicom_open, "MOST_VALUES", 100_000)
+    assert survive(tmp_path / "file") == ""
+    header = io.read(tmp_path / "file").source.headers[0]
+    assert sum(tag.group == 0x0040 and tag.element >= 0x0300 for tag in header.keys()) == 2  # noqa: SIM118
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < MOST_GROWTH
+
+
 @pytest.mark.parametrize("depth", [20, 60, 3000])
 @pytest.mark.parametrize("is_closed", [True, False])
 def test_deep_nesting_ends_nothing(tmp_path: Path, depth: int, is_closed: bool) -> None:

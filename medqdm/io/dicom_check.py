@@ -144,7 +144,7 @@ def _identity_findings(written: Dataset, source: Dataset) -> Iterator[tuple[bool
         before = _text(source, keyword)
         given = keyword in _MAY_BE_NEW and not before
         yield given or _text(written, keyword) == before, f"keep {keyword}"
-    patient = {e.tag for d in (source, written) for e in d.group_dataset(0x0010)}
+    patient = {e.tag for d in (source, written) for e in d.group_dataset(0x0010) if e.tag.element}
     yield all(_text(written, tag) == _text(source, tag) for tag in patient), "keep the patient"
     yield all(keyword in written for keyword in PRESENT), "have all that a CT image must have"
     number = _text(written, "SeriesNumber")

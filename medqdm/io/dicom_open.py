@@ -28,7 +28,8 @@ MOST_ITEMS = 200_000  # of sequences in one file; each takes about a kilobyte of
 MOST_READS = 3_000_000  # pieces that a parser asks for; an element takes two or three
 MOST_INFLATED = 1 << 28  # bytes of a deflated file: more than a slice of the largest matrix has
 DEEPEST = 32  # levels of sequences
-LONGEST_VALUE = 1 << 16  # bytes of what is not opaque; a number in text grows a hundredfold
+LONGEST_VALUE = 1 << 18  # bytes of what is not opaque: a lookup table of 16 bits and more
+MOST_VALUES = 300_000  # numbers and texts in one header; each may take half a kilobyte of memory
 _OPAQUE = {"OB", "OW", "OF", "OD", "OL", "OV", "UN", "UT", "LT", "ST", "OB or OW"}
 _ITEMS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")  # little and big endian
 _NO_PREAMBLE = (b"\x02\x00", b"\x08\x00", b"\x00\x08")  # group 0002 or 0008 comes first
@@ -185,8 +186,8 @@ def _check_inflated(head: bytes, stream: BinaryIO) -> None:
 def _drop_unreadable(dataset: Dataset) -> None:
     """Try every element on a copy, so that those which are merely kept stay as they were."""
     _drop_where(dataset, dataset.get_item)
-    trial = shallow_copy(dataset)
-    _drop_where(dataset, lambda tag: _try_element(trial, tag, depth=0))
+    copied, trial = shallow_copy(dataset), _Trial()
+    _drop_where(dataset, lambda tag: trial.element(copied, tag))
 
 
 def _drop_where(dataset: Dataset, attempt: Callable[[BaseTag], object]) -> None:
@@ -197,29 +198,38 @@ def _drop_where(dataset: Dataset, attempt: Callable[[BaseTag], object]) -> None:
             del dataset[tag]
 
 
-def _try_element(dataset: Dataset, tag: BaseTag, *, depth: int) -> None:
-    raw = dataset.get_item(tag)
-    if isinstance(raw, RawDataElement):
-        _check_size(raw)
-    element = dataset[tag]
-    if element.VR != "SQ":
-        return
-    if depth >= DEEPEST or not isinstance(element.value, Sequence):
-        raise _TooMuchError
-    for item in element.value:
-        for inner in list(item.keys()):
-            _try_element(item, inner, depth=depth + 1)
+class _Trial:
+    """Decodes elements to see whether they can be, up to as many values as a CT header may hold."""
 
+    def __init__(self) -> None:
+        self._values = 0
 
-def _check_size(raw: RawDataElement) -> None:
-    value = raw.value or b""
-    vr = raw.VR or _vr_of(raw.tag)
-    if vr == "SQ" or (vr == "UN" and value[:4] in _ITEMS):
-        too_much = sum(value.count(item) for item in _ITEMS) > MOST_ITEMS
-    else:
-        too_much = vr not in _OPAQUE and len(value) > LONGEST_VALUE
-    if too_much:
-        raise _TooMuchError
+    def element(self, dataset: Dataset, tag: BaseTag, depth: int = 0) -> None:
+        """Decode one element and all below it, or raise whatever stands in the way."""
+        raw = dataset.get_item(tag)
+        if isinstance(raw, RawDataElement):
+            self._count(raw)
+        element = dataset[tag]
+        if element.VR != "SQ":
+            return
+        if depth >= DEEPEST or not isinstance(element.value, Sequence):
+            raise _TooMuchError
+        for item in element.value:
+            for inner in list(item.keys()):
+                self.element(item, inner, depth + 1)
+
+    def _count(self, raw: RawDataElement) -> None:
+        value = raw.value or b""
+        vr = raw.VR or _vr_of(raw.tag)
+        if vr == "SQ" or (vr == "UN" and value[:4] in _ITEMS):
+            too_much = sum(value.count(item) for item in _ITEMS) > MOST_ITEMS
+        elif vr in _OPAQUE:
+            too_much = False
+        else:
+            self._values += value.count(b"\\") + len(value) // 8 + 1
+            too_much = len(value) > LONGEST_VALUE or self._values > MOST_VALUES
+        if too_much:
+            raise _TooMuchError
 
 
 def _vr_of(tag: BaseTag) -> str:

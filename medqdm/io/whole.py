@@ -43,6 +43,7 @@ def whole_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
             f"{path}: the output must not exist yet, got a file; "
             "choose another name or add --overwrite"
         )
+    path = path.resolve()
     with _hidden_sibling(path) as hidden, told_by_the_disk(path):
         _clear(hidden)
         partial = hidden / path.name
@@ -187,6 +188,7 @@ def resumable_folder(
             does not take it.
     """
     check_folder(path, overwrite=overwrite, marker=marker)
+    path = path.resolve()  # beside what a link points to; "." has no name
     with _hidden_sibling(path, keep=resume) as hidden, told_by_the_disk(path, kept=resume):
         _put_back(hidden / "old", path)
         unfinished = Unfinished(hidden, identity=identity, facts=facts or {}, resume=resume)
@@ -278,7 +280,7 @@ def _hidden_sibling(path: Path, *, keep: bool = False) -> Iterator[Path]:
 
     It is gone afterwards, unless the block fails and ``keep`` is set.
     """
-    missing = [p for p in path.absolute().parents if not p.exists()]
+    missing = [p for p in path.parents if not p.exists()]
     hidden = path.parent / f".{path.name}.partial"
     lock = FileLock(hidden / "lock", timeout=_LOCK_SECONDS)
     try:

@@ -1,6 +1,6 @@
 """Review: an enhanced series beside its source, in the browser, and what a reader says of it."""
 
-from medqdm.review.drawing import PRESETS, View, render, render_swipe, to_png
+from medqdm.review.drawing import DIFFERENCE_COLORS, PRESETS, View, render, render_swipe, to_png
 from medqdm.review.layers import Layers
 from medqdm.review.marks import orientation_letters, scale_bar_mm
 from medqdm.review.rating import Rating, read_ratings, save_rating
@@ -8,6 +8,7 @@ from medqdm.review.series import Review, ReviewSlice, load_review
 from medqdm.review.viewer import Viewer
 
 __all__ = [
+    "DIFFERENCE_COLORS",
     "PRESETS",
     "Layers",
     "Rating",

@@ -57,7 +57,7 @@ class Layers:
         self.names = tuple(self._layers)
         self.planes: dict[str, Plane] = planes_of(review.enhanced)
         self._slices: OrderedDict[tuple[str, int], Image] = OrderedDict()
-        self._blocks: dict[tuple[str, str], tuple[int, Image]] = {}
+        self._blocks: dict[str, tuple[str, int, Image]] = {}  # the last one of each layer
         self._lock = threading.Lock()
         self._block_lock = threading.Lock()
 
@@ -112,11 +112,12 @@ class Layers:
     def _plane(self, name: str, axis: str, index: int) -> Image:
         plane = self.planes[axis]
         with self._block_lock:  # one pass over the series at a time
-            first, block = self._blocks.get((name, axis), (0, None))
-            if block is None or not first <= index < first + block.shape[1]:
-                self._blocks.pop((name, axis), None)
+            kept, first, block = self._blocks.get(name, ("", 0, np.empty((0, 0))))
+            if kept != axis or not first <= index < first + block.shape[1]:
+                self._blocks.pop(name, None)
+                del block
                 first, block = self._gather(name, axis, index)
-                self._blocks[name, axis] = first, block
+                self._blocks[name] = axis, first, block
         return plane.assemble(block[:, index - first], index, self.cell_px(name))
 
     def _gather(self, name: str, axis: str, index: int) -> tuple[int, Image]:

@@ -8,12 +8,14 @@ import pytest
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
-from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian
+from pydicom.uid import CTImageStorage, ExplicitVRBigEndian, ImplicitVRLittleEndian
 
 from medqdm.errors import MedQDMError
 from medqdm.io import read, write_series
 from medqdm.io.dicom_check import check_slice
 from medqdm.volume import Volume, check_same_edges
+
+DATA = Path(__file__).parent.parent / "data"
 
 
 def _nearest(volume, upscale):
@@ -411,6 +413,230 @@ def test_ct_small_of_pydicom_meets_every_required_attribute(out):
     for module in module_map:
         if module["usage"] == "M":
             highdicom._standard_utils.check_required_attributes(after, module=module["key"])
+
+
+def _item(**tags):
+    item = Dataset()
+    for keyword, value in tags.items():
+        setattr(item, keyword, value)
+    return item
+
+
+def _code(value="1", scheme="99X", meaning="x"):
+    return _item(CodeValue=value, CodingSchemeDesignator=scheme, CodeMeaning=meaning)
+
+
+KEPT = {
+    "StudyDescription": "Thorax", "AdditionalPatientHistory": "none", "PatientWeight": 70,
+    "BodyPartExamined": "CHEST", "ProtocolName": "ThxRoutine", "PatientPosition": "FFP",
+    "PositionReferenceIndicator": "XY", "SpecificCharacterSet": "ISO_IR 100",
+    "AcquisitionDate": "20200102", "AcquisitionTime": "030405", "AcquisitionNumber": 7,
+    "AcquisitionDateTime": "20200102030405", "IrradiationEventUID": "1.2.3",
+    "TimezoneOffsetFromUTC": "-0500", "BurnedInAnnotation": "NO",
+    "RecognizableVisualFeatures": "YES", "QualityControlImage": "NO",
+    "DeidentificationMethod": "test", "PatientIdentityRemoved": "YES",
+    "LongitudinalTemporalInformationModified": "MODIFIED", "SpacingBetweenSlices": 2.5,
+    "SliceLocation": 30, "ReconstructionDiameter": 24, "DataCollectionDiameter": 500,
+    "GantryDetectorTilt": 0, "TableHeight": 150, "WindowCenter": [40, -600],
+    "WindowWidth": [400, 1500], "WindowCenterWidthExplanation": ["A", "B"],
+    "VOILUTFunction": "LINEAR", "PresentationLUTShape": "IDENTITY", "KVP": 120,
+    "ConvolutionKernel": "B30f", "ExposureTime": 500, "XRayTubeCurrent": 200, "CTDIvol": 5.5,
+    "ContrastBolusAgent": "Agent", "InstitutionName": "Clinic", "Laterality": "L",
+    "RequestAttributesSequence": Sequence([_item(RequestedProcedureID="1")]),
+    "OriginalAttributesSequence": Sequence([_item(SourceOfPreviousValues="x")]),
+    "ReferencedImageSequence": Sequence(
+        [_item(ReferencedSOPClassUID="1.2.840.10008.5.1.4.1.1.2", ReferencedSOPInstanceUID="1.9")]
+    ),
+}  # fmt: skip
+GONE = {
+    "SeriesDescriptionCodeSequence": Sequence([_code()]), "OperatorsName": "O",
+    "PerformingPhysicianName": "P", "PerformedProcedureStepStartDate": "20200102",
+    "PerformedProcedureStepID": "1", "InstanceCreatorUID": "1.2", "SOPInstanceStatus": "AO",
+    "SOPAuthorizationComment": "x", "InstanceCoercionDateTime": "20200102", "QueryRetrieveView":
+    "CLASSIC", "DigitalSignaturesSequence": Sequence([Dataset()]),
+    "MACParametersSequence": Sequence([]), "EncryptedAttributesSequence": Sequence([]),
+    "DataSetTrailingPadding": b"\0\0", "PixelAspectRatio": ["1", "1"],
+    "ImagerPixelSpacing": [1, 1], "IconImageSequence": Sequence([]), "StationName": "CT1",
+    "GantryID": "G", "SpatialResolution": 0.35, "DateOfLastCalibration": "20200101",
+    "TimeOfLastCalibration": "010101", "DeviceSerialNumber": "9",
+    "ReferencedPerformedProcedureStepSequence": Sequence(
+        [_item(ReferencedSOPClassUID="1.2", ReferencedSOPInstanceUID="1.3")]
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """A header with all of them, before and after."""
+    folder = tmp_path_factory.mktemp("tags")
+    volume = read(get_testdata_file("CT_small.dcm"))
+    header = volume.source.headers[0]
+    for keyword, value in {**KEPT, **GONE}.items():
+        setattr(header, keyword, value)
+    _write(volume, folder / "out", upscale=2)
+    return header, _headers(folder / "out")[0]
+
+
+class TestTagByTag:
+    @pytest.mark.parametrize("keyword", KEPT)
+    def test_kept(self, pair, keyword):
+        before, after = pair
+        assert after[keyword].value == before[keyword].value
+
+    @pytest.mark.parametrize("keyword", GONE)
+    def test_gone(self, pair, keyword):
+        assert keyword not in pair[1]
+
+    def test_what_names_the_scanner_is_in_its_item(self, pair):
+        (item,) = pair[1].ContributingEquipmentSequence
+        assert (item.StationName, item.GantryID, item.DeviceSerialNumber) == ("CT1", "G", "9")
+        assert (item.OperatorsName, item.DateOfLastCalibration) == ("O", "20200101")
+        assert item.Manufacturer == "GE MEDICAL SYSTEMS"
+
+    def test_the_file_meta_is_its_own(self, pair):
+        meta = pair[1].file_meta
+        assert meta.MediaStorageSOPClassUID == pair[1].SOPClassUID == CTImageStorage
+        assert meta.ImplementationVersionName == "MEDQDM_0.1.0"
+        assert {e.keyword for e in meta} == {
+            "FileMetaInformationGroupLength", "FileMetaInformationVersion",
+            "MediaStorageSOPClassUID", "MediaStorageSOPInstanceUID", "TransferSyntaxUID",
+            "ImplementationClassUID", "ImplementationVersionName",
+        }  # fmt: skip
+
+    def test_numbers_fit_into_16_characters(self, ct_series, out):
+        third = 0.333333333333
+        volume = read(
+            ct_series(spacing_mm=(2.5, 0.976562512345, third), origin_mm=(-third, 2 * third, 1e3))
+        )
+        _write(volume, out, upscale=8)
+        for keyword in ("PixelSpacing", "ImagePositionPatient"):
+            assert all(len(str(v)) <= 16 for v in _headers(out)[0][keyword].value)
+
+    def test_dates_are_new_or_those_of_the_source(self, ct_series, out, tmp_path):
+        tags = {"SeriesDate": "20200102", "SeriesTime": "01", "ContentDate": "20200102",
+                "ContentTime": "02", "InstanceCreationDate": "20200103"}  # fmt: skip
+        volume = read(ct_series(**tags))
+        _write(volume, out)
+        _write(volume, tmp_path / "source", dates="source")
+        new, same = _headers(out)[0], _headers(tmp_path / "source")[0]
+        for keyword in ("SeriesDate", "ContentDate", "InstanceCreationDate"):
+            assert new[keyword].value > "2026"
+            assert same[keyword].value == tags[keyword]
+        assert (new.StudyDate, new.AcquisitionDate) == ("20200102", "20200102")
+        _write(volume, tmp_path / "again", dates="source")
+        for file in (tmp_path / "again").iterdir():
+            assert file.read_bytes() == (tmp_path / "source" / file.name).read_bytes()
+        with pytest.raises(MedQDMError, match="--dates: must be one of now, source"):
+            _write(volume, tmp_path / "x", dates="tomorrow")
+
+    def test_a_volume_without_dates_has_none(self, phantom, out):
+        _write(Volume.from_spacing(phantom, (2.5, 0.8, 0.6)), out, dates="source")
+        after = _headers(out)[0]
+        assert (after.StudyDate, after.get("SeriesDate")) == (None, None) or after.StudyDate == ""
+
+    def test_a_long_description_keeps_its_mark(self, ct_series, out):
+        _write(read(ct_series(SeriesDescription="x" * 64, SeriesNumber=2**31 - 1)), out)
+        after = _headers(out)[0]
+        assert len(after.SeriesDescription) == 64
+        assert after.SeriesDescription.endswith("x SRx4 AI")
+        assert after.SeriesNumber == 4
+
+    @pytest.mark.parametrize(("body", "expected"), [("CHEST", False), ("", True)])
+    def test_an_empty_laterality_stands_only_where_the_part_is_unknown(
+        self, ct_series, out, body, expected
+    ):
+        _write(read(ct_series(Laterality="", BodyPartExamined=body)), out)
+        assert ("Laterality" in _headers(out)[0]) == expected
+
+    def test_references_to_series_are_rebuilt(self, ct_series, out):
+        def image(uid):
+            return _item(
+                ReferencedSOPClassUID="1.2.840.10008.5.1.4.1.1.2", ReferencedSOPInstanceUID=uid
+            )
+
+        def series(uid, *images):
+            return _item(SeriesInstanceUID=uid, ReferencedInstanceSequence=Sequence(images))
+
+        stale, alive = series("1.1", image("1.11")), series("1.2", image("1.21"), image("1.22"))
+        volume = read(
+            ct_series(
+                ReferencedImageSequence=Sequence([image("1.21")]),
+                ReferencedSeriesSequence=Sequence([stale, alive]),
+            )
+        )
+        _write(volume, out)
+        found = _headers(out)[0].ReferencedSeriesSequence
+        assert [s.SeriesInstanceUID for s in found] == [
+            "1.2", volume.source.headers[0].SeriesInstanceUID,
+        ]  # fmt: skip
+        (kept,) = found[0].ReferencedInstanceSequence
+        assert kept.ReferencedSOPInstanceUID == "1.21"
+
+    @pytest.mark.parametrize(("last", "stays"), [(4095, True), (1500, False)])
+    def test_real_world_values_stay_where_they_cover_all_words(self, ct_series, out, last, stays):
+        mapping = _item(
+            RealWorldValueFirstValueMapped=-1000, RealWorldValueLastValueMapped=last,
+            RealWorldValueSlope=1.0, RealWorldValueIntercept=-1024.0, LUTExplanation="HU",
+            LUTLabel="HU", MeasurementUnitsCodeSequence=Sequence([_code("[hnsf'U]", "UCUM", "HU")]),
+        )  # fmt: skip
+        for keyword in ("RealWorldValueFirstValueMapped", "RealWorldValueLastValueMapped"):
+            mapping[keyword].VR = "SS"
+        _write(read(ct_series(RealWorldValueMappingSequence=Sequence([mapping]))), out)
+        assert ("RealWorldValueMappingSequence" in _headers(out)[0]) == stays
+
+    def test_a_padding_limit_without_a_value_means_nothing(self, ct_series, out):
+        _write(read(ct_series(PixelPaddingRangeLimit=-2000)), out)
+        assert "PixelPaddingRangeLimit" not in _headers(out)[0]
+
+    def test_padding_ranges_stay(self, ct_series, phantom, out):
+        hu = phantom.copy()
+        hu[:, :6, :6] = -2000
+        hu[:, :3, :3] = -2010
+        _write(read(ct_series(hu, PixelPaddingValue=-976, PixelPaddingRangeLimit=-990)), out)
+        after = _headers(out)[0]
+        assert (after.PixelPaddingValue, after.PixelPaddingRangeLimit) == (-976, -990)
+        assert after["PixelPaddingRangeLimit"].VR == "SS"
+        assert (after.pixel_array[:24, :24] == -976).all()
+
+    def test_inverse_display_does_not_touch_the_values(self, ct_series, out):
+        volume = read(ct_series(PhotometricInterpretation="MONOCHROME1"))
+        _write(volume, out, upscale=2)
+        assert _headers(out)[0].PhotometricInterpretation == "MONOCHROME1"
+        np.testing.assert_array_equal(read(out).hu, np.stack(_nearest(volume, 2)))
+
+    def test_a_lossy_transfer_syntax_is_recorded(self, out):
+        _write(read(DATA / "odd" / "jpeg-baseline"), out)
+        after = _headers(out)[0]
+        assert (after.LossyImageCompression, after.LossyImageCompressionMethod) == (
+            "01", "ISO_10918_1",
+        )  # fmt: skip
+        assert float(np.atleast_1d(after.LossyImageCompressionRatio)[-1]) > 1
+        assert (after.BitsAllocated, after.BitsStored, after.HighBit) == (16, 12, 11)
+
+    def test_no_image_is_larger_than_dicom_knows(self, ct_series, out):
+        volume = read(ct_series(np.zeros((1, 16, 4100))))
+        with pytest.raises(MedQDMError, match="must have 65535 rows and columns at the most"):
+            _write(volume, out, [np.zeros((256, 65600), np.float32)], upscale=16)
+
+    @pytest.mark.parametrize("syntax", ["jpeg-ls", "jpeg2000", "htj2k", "rle"])
+    @pytest.mark.parametrize(("signed", "bits"), [(True, 16), (True, 12), (False, 12), (False, 16)])
+    def test_every_transfer_syntax_keeps_every_bit(
+        self, ct_series, phantom, out, syntax, signed, bits
+    ):
+        hu = np.clip(phantom, -1000, 1000)
+        hu[:, :6, :6] = -1024 if not signed else -1900
+        code = 0 if not signed else -1900
+        volume = read(ct_series(hu, signed=signed, bits=bits, intercept=-1024 * (not signed),
+                                PixelPaddingValue=code))  # fmt: skip
+        _write(volume, out, upscale=2, transfer_syntax=syntax)
+        np.testing.assert_array_equal(read(out).hu, np.stack(_nearest(volume, 2)))
+        np.testing.assert_array_equal(
+            read(out).padding, np.stack([m.repeat(2, 0).repeat(2, 1) for m in volume.padding])
+        )
+
+    def test_unknown_transfer_syntaxes_are_refused(self, ct_series, out):
+        with pytest.raises(MedQDMError, match="--transfer-syntax: must be one of explicit"):
+            _write(read(ct_series()), out, transfer_syntax="jpeg")
 
 
 class TestCheckSlice:

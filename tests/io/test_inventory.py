@@ -56,7 +56,7 @@ def test_nothing_there(tmp_path):
 
 def test_what_the_reader_saw_is_summed_up(ct_series, phantom):
     def tilt(dataset, k):
-        dataset.ImagePositionPatient = [0.0, k * np.tan(np.radians(15)) * 2.5, 2.5 * k]
+        dataset.ImagePositionPatient = [0.0, round(k * np.tan(np.radians(15)) * 2.5, 6), 2.5 * k]
 
     hu = phantom.copy()
     hu[:, [0, 0, -1, -1], [0, -1, 0, -1]] = -3024

@@ -1,3 +1,5 @@
+import struct
+
 import nibabel
 import numpy as np
 import pytest
@@ -255,12 +257,13 @@ def test_other_endings_are_refused(nifti, tmp_path):
 
 
 def test_scaled_values_are_read_as_hu_and_written_unscaled(nifti, phantom, tmp_path):
-    def scale(image):
-        image.set_data_dtype(np.int16)
-        image.header.set_slope_inter(2, -1024)
-
-    volume = read(nifti(edit=scale))
-    np.testing.assert_allclose(volume.hu, phantom, atol=1)
+    words = np.floor((phantom + 1024) / 2)
+    path = nifti(voxels=words.transpose(2, 1, 0), name="scan.nii")
+    with path.open("r+b") as file:
+        file.seek(112)  # scl_slope and scl_inter
+        file.write(struct.pack("<2f", 2, -1024))
+    volume = read(path)
+    np.testing.assert_array_equal(volume.hu, 2 * words - 1024)
     write(volume, _enhance(volume), tmp_path / "out.nii")
     header = nibabel.load(tmp_path / "out.nii").header
     assert header.get_slope_inter() in [(1, 0), (None, None)]

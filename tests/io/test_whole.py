@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from medqdm.errors import MedQDMError
@@ -59,3 +61,18 @@ def test_an_unwritable_place_is_told(tmp_path):
         whole_file(tmp_path / "file" / "below" / "out"),
     ):
         pass
+
+
+def test_links_and_the_working_folder_are_filled_where_they_lead(tmp_path, monkeypatch):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with whole_folder(tmp_path / "link") as partial:
+        (partial / "a").touch()
+    assert (tmp_path / "link").is_symlink()
+    assert [p.name for p in (tmp_path / "real").iterdir()] == ["a"]
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with whole_folder(Path()) as partial:
+        (partial / "b").touch()
+    assert [p.name for p in (tmp_path / "here").iterdir()] == ["b"]
+    assert {p.name for p in tmp_path.iterdir()} == {"real", "link", "here"}

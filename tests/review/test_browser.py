@@ -1,5 +1,7 @@
 """A real browser looks at a review: wheels, windows, overlays, measures and reads."""
 
+import base64
+import io
 import re
 import time
 from dataclasses import dataclass
@@ -95,13 +97,9 @@ class Page:
 
     def pixels(self, panel: str) -> np.ndarray:
         """``(y, x, 4)`` of a panel's picture as the browser drew it."""
-        script = (
-            "(() => { const c = document.querySelector(`[data-panel=${arguments[0]}] canvas`);"
-            "const d = c.getContext('2d').getImageData(0, 0, c.width, c.height);"
-            "return [c.height, c.width, Array.from(d.data)] })()"
-        )
-        height, width, values = self.run(script, panel)
-        return np.array(values, dtype=np.uint8).reshape(height, width, 4)
+        canvas = "document.querySelector(`[data-panel=${arguments[0]}] canvas`)"
+        url = self.run(f"{canvas}.toDataURL()", panel)
+        return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))))
 
     def drawn_at(self, panel: str, y: float, x: float) -> list[int]:
         """RGB on the screen at a place in pixels of the output."""
@@ -347,6 +345,18 @@ def test_the_notice_never_goes_away(page, key):
     top = page.run("document.elementFromPoint(arguments[0], arguments[1]).id",
                    box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)  # fmt: skip
     assert top == "notice"
+
+
+def test_the_notice_stays_whole_in_a_narrow_frame(page):
+    page.browser.set_window_size(640, 600)
+    try:
+        page.settle()
+        box = page.one("#notice").rect
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= page.run("window.innerWidth")
+        assert page.run("document.querySelector('#notice').scrollWidth") <= box["width"] + 1
+    finally:
+        page.browser.set_window_size(1400, 860)
 
 
 def test_without_a_source_it_shows_the_enhanced_alone(browser, case):

@@ -189,7 +189,7 @@ class TestCommand:
             url = running.stdout.readline().strip()
             assert b"medqdm review" in fetch(url)[0]
             running.send_signal(signal.SIGINT)
-            assert running.wait(timeout=30) == 0
+            assert running.wait(timeout=120) == 0
         finally:
             running.kill()
             running.wait()

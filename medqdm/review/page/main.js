@@ -172,23 +172,38 @@ function key(...parts) {
   return [shown.axis, shown.index, ...parts].join("|");
 }
 
-function greyBitmap(name) {
+// A layer as a panel can show it: no finer than the screen. Its key tells slice and size.
+function fitted(panel, name) {
+  const pixel = pixelMm(name);
+  const blocks = OVERLAY_KINDS[name] === "steps" ? [1, 1] : panel.crowding(pixel);
+  const its = key(name, ...blocks);
+  const image = painter.reduce(name, its, shown.images[name], blocks);
+  return { image, key: its, pixel: pixel.map((side, k) => side * blocks[k]) };
+}
+
+function drawGrey(panel, context, name, options) {
+  const { image, key, pixel } = fitted(panel, name);
   const [low, high] = [state.center - state.width / 2, state.center + state.width / 2];
-  const image = shown.images[name];
-  return painter.paint(name, key(low, high), image, grey(image, low, high));
+  const bitmap = painter.paint(name, [key, low, high].join(), image, grey(image, low, high));
+  panel.draw(context, bitmap, pixel, options);
 }
 
-function differenceBitmap() {
-  const { enhanced, bicubic } = shown.images;
-  return painter.paint("difference", key(state.difference), enhanced, (out) =>
-    signed(subtract(enhanced, bicubic).values, facts.colors.difference, state.difference)(out));
+function drawDifference(panel, context, options) {
+  const [enhanced, bicubic] = [fitted(panel, "enhanced"), fitted(panel, "bicubic")];
+  const fill = (out) => {
+    const { values } = subtract(enhanced.image, bicubic.image);
+    signed(values, facts.colors.difference, state.difference)(out);
+  };
+  const its = [enhanced.key, state.difference].join();
+  panel.draw(context, painter.paint("difference", its, enhanced.image, fill), enhanced.pixel, options);
 }
 
-function overlayBitmap() {
-  const image = shown.images[state.overlay];
+function drawOverlay(panel, context, options) {
+  if (!shown.images[state.overlay]) return;
+  const { image, key, pixel } = fitted(panel, state.overlay);
   const limit = state.limits[state.overlay];
-  const fill = image && clear(image, facts.colors[state.overlay], OVERLAY_KINDS[state.overlay], limit);
-  return image && painter.paint("overlay", key(state.overlay, limit), image, fill);
+  const fill = clear(image, facts.colors[state.overlay], OVERLAY_KINDS[state.overlay], limit);
+  panel.draw(context, painter.paint("overlay", [key, limit].join(), image, fill), pixel, options);
 }
 
 // Height and width of a layer's pixels: coarser in a slice, the output's columns in a plane.
@@ -199,21 +214,16 @@ function pixelMm(name) {
 
 function picture(panel) {
   const context = panel.clear();
-  const fine = pixelMm("enhanced");
   const options = { smooth: state.smooth };
   const splitPx = state.layout === "swipe" ? state.split * panel.width : 0;
   const showsSource = panel.name === "source" || state.layout === "swipe" || state.isBlinked;
   const showsEnhanced = panel.name === "enhanced" || (panel.name === "pair" && !state.isBlinked);
-  if (showsSource) panel.draw(context, greyBitmap("bicubic"), fine, options);
+  if (showsSource) drawGrey(panel, context, "bicubic", options);
   if (showsEnhanced && splitPx < panel.width) {
-    panel.draw(context, greyBitmap("enhanced"), fine, { ...options, from: splitPx });
-    const overlay = state.overlay === "none" ? null : overlayBitmap();
-    if (overlay) {
-      const pixel = pixelMm(state.overlay);
-      panel.draw(context, overlay, pixel, { alpha: state.strength, from: splitPx });
-    }
+    drawGrey(panel, context, "enhanced", { ...options, from: splitPx });
+    drawOverlay(panel, context, { alpha: state.strength, from: splitPx });
   }
-  if (panel.name === "difference") panel.draw(context, differenceBitmap(), fine, options);
+  if (panel.name === "difference") drawDifference(panel, context, options);
   if (state.layout === "swipe") panel.divide(context, splitPx);
   const source = `source, bicubic x${facts.upscale}`;
   panel.caption.textContent = {
@@ -362,10 +372,10 @@ function setValue(id, value) {
 function controls() {
   const { count } = view();
   const index = state.index[state.axis];
-  $("place").textContent = `${state.axis} ${index + 1} of ${count} · series ${facts.label} · pixels `
+  $("place").textContent = (compares ? "" : "no source: give --source to compare · ")
+    + `${state.axis} ${index + 1} of ${count} · series ${facts.label} · pixels `
     + `${view().pixel_mm.map((side) => Number(side.toPrecision(3))).join(" × ")} mm · refined `
-    + `${Math.round(100 * facts.share_refined)} % of the series`
-    + (compares ? "" : " · no source: give --source to compare");
+    + `${Math.round(100 * facts.share_refined)} % of the series`;
   press("axes", state.axis);
   press("layouts", state.layout);
   press("tools", state.tool);

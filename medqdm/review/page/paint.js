@@ -2,6 +2,18 @@
 
 export class Painter {
   #made = new Map(); // slot -> { key, canvas }
+  #small = new Map(); // slot -> { key, image }
+
+  // Means of blocks of an image, as many as the screen can show: less to paint, the same to see.
+  reduce(slot, key, image, [high, wide]) {
+    if (high === 1 && wide === 1) return image;
+    let small = this.#small.get(slot);
+    if (small?.key !== key) {
+      small = { key, image: means(image, high, wide) };
+      this.#small.set(slot, small);
+    }
+    return small.image;
+  }
 
   // The canvas of a slot, painted anew when its key has changed.
   paint(slot, key, image, fill) {
@@ -70,6 +82,21 @@ export function subtract(enhanced, bicubic) {
   const values = new Float32Array(enhanced.values.length);
   for (let i = 0; i < values.length; i++) values[i] = enhanced.values[i] - bicubic.values[i];
   return { rows: enhanced.rows, columns: enhanced.columns, values };
+}
+
+function means({ rows, columns, values }, high, wide) {
+  const [down, across] = [Math.ceil(rows / high), Math.ceil(columns / wide)];
+  const out = new Float32Array(down * across);
+  const place = Int32Array.from({ length: columns }, (_, c) => Math.floor(c / wide));
+  for (let r = 0, i = 0; r < rows; r++) {
+    const line = Math.floor(r / high) * across;
+    for (let c = 0; c < columns; c++, i++) out[line + place[c]] += values[i];
+  }
+  for (let k = 0; k < out.length; k++) { // the last blocks may be cut
+    const [r, c] = [Math.floor(k / across) * high, (k % across) * wide];
+    out[k] /= Math.min(high, rows - r) * Math.min(wide, columns - c);
+  }
+  return { rows: down, columns: across, values: out };
 }
 
 function packed(palette, alpha) {

@@ -49,6 +49,11 @@ export class Panel {
     ];
   }
 
+  // How many pixels of such a size, down and across, share one of the screen.
+  crowding(pixelMm) {
+    return pixelMm.map((side) => Math.max(1, Math.floor(1 / (this.scale * this.ratio * side))));
+  }
+
   clear() {
     const context = this.#context(this.image);
     context.fillStyle = "#000";
@@ -83,6 +88,8 @@ export class Panel {
     if (mark) write(context, mark, w - 8, 8, "right", "top", "#ffd24a", "bold 13px");
     const lengthMm = roundedDown(w / this.scale / 4);
     const length = lengthMm * this.scale;
+    context.fillStyle = "#000";
+    context.fillRect(9, h - 15, length + 2, 6);
     context.fillStyle = INK;
     context.fillRect(10, h - 14, length, 4);
     this.root.dataset.scaleMm = lengthMm;
@@ -116,14 +123,16 @@ export class Panel {
     });
     if (!cursor) return;
     const [x, y] = this.toPx(cursor);
-    context.strokeStyle = "#ffffffb0";
-    context.lineWidth = 1;
     context.beginPath();
     for (const [dx, dy] of [[1, 0], [-1, 0], [0, 1], [0, -1]]) {
       context.moveTo(x + 4 * dx, y + 4 * dy);
       context.lineTo(x + 11 * dx, y + 11 * dy);
     }
-    context.stroke();
+    for (const [color, width] of [["#000", 3], ["#fff", 1]]) {
+      context.strokeStyle = color;
+      context.lineWidth = width;
+      context.stroke();
+    }
   }
 
   #context(canvas) {
