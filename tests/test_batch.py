@@ -180,7 +180,7 @@ def test_the_command_line_ends_with_code_3_if_a_series_failed(
                      "--device", "cpu", "--precision", "fp32", *options]  # fmt: skip
         monkeypatch.setattr(sys, "argv", ["medqdm", *map(str, arguments)])
         for name, stream in (("console", sys.stdout), ("messages", sys.stderr)):
-            monkeypatch.setattr(getattr(cli, name), "file", stream)
+            monkeypatch.setattr(getattr(cli, name), "_file", stream)  # "file" is a property
         with pytest.raises(SystemExit) as ended:
             cli.main()
         said = capsys.readouterr()

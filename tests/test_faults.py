@@ -397,9 +397,9 @@ def test_kills_at_any_moment_lose_nothing(weights: Path, ct_series, tmp_path) ->
 
 
 FORKS = """
-import json, os, resource, signal, sys, time
+import json, os, resource, signal, sys, time, traceback
 from pathlib import Path
-import torch
+import torch, torch._dynamo  # loaded late otherwise, by a user who may not read it
 torch.set_num_threads(1)
 import matplotlib.backends.backend_agg
 import medqdm.batch, medqdm.picture
@@ -422,6 +422,8 @@ for line in sys.stdin:
             main()
         except SystemExit as ended:
             code = ended.code or 0
+        except BaseException:
+            traceback.print_exc()
         finally:
             sys.stdout.flush()
             sys.stderr.flush()

@@ -50,6 +50,13 @@ def read_dicom(path: Path, *, series: str | None = None, skip_bad: bool = False)
     found = scan(path)
     uid, part = _choose(found, series, where=path.name or str(path))
     label = f"series {uid}"
+    if found.unopened and not skip_bad:
+        names = _names([file.name for file in found.unopened])
+        raise MedQDMError(
+            f"{label}: every file beside it must be readable, as it may be a slice, got "
+            f"{len(found.unopened)} that cannot be opened: {names}; put their permissions right "
+            "(--skip-bad leaves them out)"
+        )
     with tolerant(), one_line_for(label):
         files = found.series[uid]
         left_out: list[str] = []

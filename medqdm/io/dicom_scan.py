@@ -33,11 +33,13 @@ class Scan:
         series: CT slices by SeriesInstanceUID, in the order of their paths.
         skipped: why files were left out, with their numbers.
         lost: the files among them that may be slices: damaged, cut short or not to be opened.
+        unopened: those of them that the system does not let us open.
     """
 
     series: dict[str, list[Slice]]
     skipped: Counter[str]
     lost: tuple[Path, ...] = ()
+    unopened: tuple[Path, ...] = ()
 
     def why_nothing(self) -> str:
         """The reasons for leaving files out, in one phrase."""
@@ -79,7 +81,7 @@ def scan_files(files: Iterable[Path]) -> Scan:
     """Sort files into CT series."""
     series: dict[str, list[Slice]] = defaultdict(list)
     skipped: Counter[str] = Counter()
-    lost = []
+    lost, unopened = [], []
     with tolerant():
         for file in files:
             found = _probe(file)
@@ -87,9 +89,11 @@ def scan_files(files: Iterable[Path]) -> Scan:
                 skipped[found] += 1
                 if found in _MAY_BE_SLICES:
                     lost.append(file)
+                if found == UNREADABLE:
+                    unopened.append(file)
             else:
                 series[str(found[0].header.SeriesInstanceUID)] += found
-    return Scan(dict(series), skipped, tuple(lost))
+    return Scan(dict(series), skipped, tuple(lost), tuple(unopened))
 
 
 def _files(path: Path) -> list[Path]:

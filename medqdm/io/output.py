@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,10 @@ class Output:
 
         Raises:
             MedQDMError: the slice is not finite or misleads, or the disk is full.
+            ValueError: it is not the next one, since one before it failed.
         """
+        if z != len(self._unfinished.notes):
+            raise ValueError(f"slice {z} cannot follow {len(self._unfinished.notes)} slices")
         files = [self._keep(z, name, array) for name, array in arrays.items()]
         clipped = 0
         if self._series is not None:
@@ -124,8 +128,9 @@ class Output:
         write(self._source, enlarged, self.folder / f"enhanced{FORMATS[self._format]}")
 
     def _keep(self, z: int, name: str, array: NDArray[Any]) -> Path:
-        file = self._part(z, name)
-        np.save(file, array)
+        file, words = self._part(z, name), BytesIO()
+        np.save(words, array)  # into memory: numpy does not say what a disk said
+        file.write_bytes(words.getvalue())
         return file
 
     def _part(self, z: int, name: str) -> Path:

@@ -259,14 +259,24 @@ def told_by_the_disk(path: Path, *, kept: bool = False) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _OF_THE_DISK:
+        number = _number(error)
+        if number not in _OF_THE_DISK:
             raise
         then = "what is done is kept: put it right and run again with --resume" if kept else (
             "nothing was written; free some space or choose another place")  # fmt: skip
         raise MedQDMError(
             f"{path}: the output must fit on a disk that can be written, "
-            f"got '{os.strerror(error.errno or 0)}'; {then}"
+            f"got '{os.strerror(number)}'; {then}"
         ) from None
+
+
+def _number(error: BaseException | None) -> int:
+    """The system's number of an error, which pydicom wraps into one without; 0 if there is none."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno:
+            return error.errno
+        error = error.__cause__
+    return 0
 
 
 _OF_THE_DISK = {
