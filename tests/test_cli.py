@@ -22,7 +22,7 @@ def run(
     """The whole command line in this process, ``main`` included: exit code, stdout, stderr."""
     monkeypatch.setattr(sys, "argv", ["medqdm", *map(str, arguments)])
     for name, stream in (("console", sys.stdout), ("messages", sys.stderr)):
-        monkeypatch.setattr(getattr(cli, name), "file", stream)
+        monkeypatch.setattr(getattr(cli, name), "_file", stream)  # "file" is a property
         monkeypatch.setattr(getattr(cli, name), "quiet", False)
     code = 0
     try:
