@@ -80,6 +80,11 @@ Set = Annotated[
 TaskName = Annotated[
     str, typer.Option("--task", help="Name of a task (see 'medqdm tasks'), or a YAML file.")
 ]
+BundledTask = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--task", help="Task of the bundled weights; default: sr4."),
+]
+RunFolder = Annotated[Path, typer.Option("--out", help="Run folder; an existing run is resumed.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Data = Annotated[
     Path, typer.Option("--data", help="Folder of volumes: one patient per sub-folder or file.")
@@ -110,10 +115,7 @@ def setup(
 def enhance(  # noqa: PLR0913, PLR0917  (one option each)
     series: Annotated[Path, typer.Argument(help="DICOM folder, or a NIfTI, NRRD or MHA file.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Output folder.")],
-    task: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="Task of the bundled weights; default: sr4."),
-    ] = None,
+    task: BundledTask = None,
     weights: Weights = None,
     device: Device = "auto",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
@@ -263,7 +265,7 @@ def _enhance_many(
 def train(
     task: TaskName,
     data: Data,
-    out: Annotated[Path, typer.Option("--out", help="Run folder; an existing run is resumed.")],
+    out: RunFolder,
     autoencoder: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help="Weights whose KL-VAE is used instead of training stage one."),
@@ -287,11 +289,8 @@ def train(
 @app.command()
 def distill(
     data: Data,
-    out: Annotated[Path, typer.Option("--out", help="Run folder; an existing run is resumed.")],
-    task: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="Task of the bundled weights; default: sr4."),
-    ] = None,
+    out: RunFolder,
+    task: BundledTask = None,
     weights: Weights = None,
     settings: Set = None,
 ) -> None:
@@ -306,11 +305,8 @@ def distill(
 @app.command("train-gain")
 def train_gain(
     data: Data,
-    out: Annotated[Path, typer.Option("--out", help="Run folder; an existing run is resumed.")],
-    task: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="Task of the bundled weights; default: sr4."),
-    ] = None,
+    out: RunFolder,
+    task: BundledTask = None,
     weights: Weights = None,
     settings: Set = None,
 ) -> None:
@@ -343,10 +339,7 @@ def prepare(
 def evaluate(  # noqa: PLR0913, PLR0917  (one option each)
     data: Data,
     out: Annotated[Path, typer.Option("--out", help="Output folder.")] = Path("evaluation"),
-    task: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="Task of the bundled weights; default: sr4."),
-    ] = None,
+    task: BundledTask = None,
     weights: Weights = None,
     device: Device = "auto",
     seed: Annotated[int, typer.Option(min=0, help="Seed of noise and degradation.")] = 0,
@@ -456,10 +449,7 @@ def benchmark(  # noqa: PLR0913, PLR0917  (one option each)
         Optional[Path],  # noqa: UP045
         typer.Argument(help="A CT series as for enhance; default: a phantom with noise."),
     ] = None,
-    task: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="Task of the bundled weights; default: sr4."),
-    ] = None,
+    task: BundledTask = None,
     weights: Weights = None,
     device: Device = "auto",
     json_file: Annotated[

@@ -24,6 +24,7 @@ from medqdm import checkpoint
 from medqdm.checkpoint import Autoencoder
 from medqdm.config import Task, TrainingSection, override
 from medqdm.data import SliceDataModule, load_slices
+from medqdm.data.samples import Stage
 from medqdm.engine import Engine, autocast, is_bf16_fast
 from medqdm.errors import MedQDMError
 from medqdm.models.perceptual import PerceptualDistance, load_perceptual
@@ -91,15 +92,7 @@ def distill(weights: Path, data: Path, out: Path, settings: Sequence[str] = ()) 
         return _ended(out)
     pl.seed_everything(task.training.seed, workers=True, verbose=False)
     engine = Engine(task, start.autoencoder, _qdm_of(start, weights))
-    source = SliceDataModule(task, data, "distillation")
-    with without_harmless_messages():
-        record = _fit(
-            task,
-            DistillationModule(task, engine),
-            source,
-            out / "distillation",
-            task.training.distillation.steps,
-        )
+    record = _fit_after(task, DistillationModule(task, engine), data, out, "distillation")
     few = task.diffusion.model_copy(update={"sampling_steps": 1, "gamma": 0.0})
     task = task.model_copy(update={"diffusion": few})
     record = {**start.record, "distillation": {**record, "teacher_sha256": start.sha256}}
@@ -128,18 +121,20 @@ def train_gain(weights: Path, data: Path, out: Path, settings: Sequence[str] = (
     pl.seed_everything(task.training.seed, workers=True, verbose=False)
     regions = checkpoint.build_regions(task)
     engine = Engine(task, start.autoencoder, _qdm_of(start, weights), regions)
-    source = SliceDataModule(task, data, "regions")
-    with without_harmless_messages():
-        record = _fit(
-            task,
-            RegionModule(task, engine),
-            source,
-            out / "regions",
-            task.training.regions.steps,
-        )
+    record = _fit_after(task, RegionModule(task, engine), data, out, "regions")
     record = {**start.record, "regions": record}
     _export(task, start.autoencoder, engine.qdm, record, out / WEIGHTS, regions=regions)
     return out / WEIGHTS
+
+
+def _fit_after(
+    task: Task, module: pl.LightningModule, data: Path, out: Path, stage: Stage
+) -> dict[str, Any]:
+    """Fit what follows the two stages of training, in its own sub-folder."""
+    source = SliceDataModule(task, data, stage)
+    steps = getattr(task.training, stage).steps
+    with without_harmless_messages():
+        return _fit(task, module, source, out / stage, steps)
 
 
 def _start_from(
