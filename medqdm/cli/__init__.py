@@ -1,0 +1,56 @@
+"""The command line: ``medqdm enhance``, ``train``, ``evaluate`` and their companions."""
+
+import logging
+from typing import Annotated
+
+import typer
+from rich.logging import RichHandler
+from rich.markup import escape
+
+from medqdm.cli import enhance, evaluate, look, train
+from medqdm.cli.terminal import console, messages
+from medqdm.errors import MedQDMError
+
+app = typer.Typer(
+    help="CT super-resolution with quadtree diffusion models. Research use only: "
+    "not a medical device.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+for command in (
+    enhance.enhance,
+    train.train,
+    train.distill,
+    train.train_gain,
+    train.prepare,
+    evaluate.evaluate,
+    evaluate.benchmark,
+    look.info,
+    look.review,
+    look.tasks,
+    train.import_weights,
+):
+    app.command(command.__name__.replace("_", "-"))(command)
+
+
+@app.callback()
+def setup(
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show debug messages.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Show warnings only.")] = False,
+) -> None:
+    """Set up logging for all commands."""
+    level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
+    handler = RichHandler(console=messages, show_path=False, show_time=False)
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], format="%(message)s")
+    logging.getLogger("medqdm").setLevel(level)
+    console.quiet = quiet
+
+
+def main() -> None:
+    """Run the command line; a user's mistake ends in one line and exit code 2."""
+    try:
+        app()
+    except MedQDMError as error:
+        messages.print(f"[red]medqdm:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+        raise SystemExit(2) from None

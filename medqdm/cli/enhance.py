@@ -1,0 +1,188 @@
+"""``medqdm enhance``: one series, or all of a folder."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from medqdm.cli.options import (
+    BundledTask,
+    Dates,
+    Device,
+    Format,
+    Overwrite,
+    Precision,
+    Sampler,
+    Set,
+    Syntax,
+    Weights,
+)
+from medqdm.cli.terminal import console, duration, end_cleanly_on_sigterm, messages, progress, warn
+from medqdm.errors import MedQDMError
+
+
+def enhance(  # noqa: PLR0913, PLR0917  (one option each)
+    series: Annotated[Path, typer.Argument(help="DICOM folder, or a NIfTI, NRRD or MHA file.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Output folder.")],
+    task: BundledTask = None,
+    weights: Weights = None,
+    device: Device = "auto",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
+    file_format: Annotated[Format, typer.Option("--format")] = Format.dicom,
+    series_uid: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--series", help="SeriesInstanceUID (or its end) where there are several."),
+    ] = None,
+    slice_axis: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=0, max=2, help="NIfTI, NRRD, MHA: array axis across slices."),
+    ] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave damaged slices out instead of refusing all.")
+    ] = False,
+    settings: Set = None,
+    precision: Annotated[
+        Precision, typer.Option(help="auto: bf16 where it is fast and changes at most 2 HU.")
+    ] = Precision.auto,
+    batch_size: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Tiles at once; default: as many as memory holds."),
+    ] = None,
+    sampler: Annotated[
+        Optional[Sampler],  # noqa: UP045
+        typer.Option(help="Which regions run at which steps; default: the task's."),
+    ] = None,
+    steps: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Sampling steps; default: the task's, all with --sampler."),
+    ] = None,
+    consistency: Annotated[
+        bool, typer.Option("--consistency", help="Draw the output, reduced, nearer to the input.")
+    ] = False,
+    uncertainty: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(metavar="N", help="Draw N samples, write their deviation in HU."),
+    ] = None,
+    mean: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(metavar="N", help="Draw N samples, write their mean, and the deviation."),
+    ] = None,
+    transfer_syntax: Annotated[
+        Syntax, typer.Option(help="DICOM: how the pixels are stored, without loss.")
+    ] = Syntax.explicit,
+    dates: Annotated[
+        Dates, typer.Option(help="DICOM: the new series' dates; source: as in the input.")
+    ] = Dates.now,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue an interrupted run; keep one that is.")
+    ] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Enhance a CT series in plane and write a new one; the input is never touched.
+
+    Of a folder with several series, each is enhanced into a folder of its own.
+    """
+    from medqdm.batch import find_many
+    from medqdm.enhance import enhance_series, load_enhancer
+
+    end_cleanly_on_sigterm()
+    model: dict[str, Any] = {
+        "task": task,
+        "weights": weights,
+        "device": device,
+        "seed": seed,
+        "settings": settings or (),
+        "precision": precision.value,
+        "batch_size": batch_size,
+        "sampler": sampler.value if sampler else None,
+        "steps": steps,
+        "consistency": consistency,
+        "uncertainty": uncertainty,
+        "mean": mean,
+    }
+    output: dict[str, Any] = {
+        "file_format": file_format.value,
+        "transfer_syntax": transfer_syntax.value,
+        "dates": dates.value,
+        "resume": resume,
+        "overwrite": overwrite,
+        "skip_bad": skip_bad,
+        "announce": _announce,
+        "track": lambda done, total: progress(done, total, "slices"),
+    }
+    many = [] if series_uid else find_many(series)
+    if len(many) > 1:
+        if slice_axis is not None:
+            raise MedQDMError(
+                f"{series}: --slice-axis must go with one file, got {len(many)} series; "
+                "give the files one by one"
+            )
+        _enhance_many(series, out, many, lambda: load_enhancer(**model), output)
+        return
+    summary = enhance_series(
+        series, out, series_uid=series_uid, slice_axis=slice_axis, **model, **output
+    )
+    if summary.finished is not None:
+        console.print("finished before, nothing to do")
+    if summary.redone:
+        warn(summary.warnings[-1])
+    numbers = summary.numbers()
+    console.print(
+        f"{numbers['slices']} slices, {numbers['seconds_per_slice']:.2f} s a slice, "
+        f"{100 * numbers['share_refined']:.1f} % refined, "
+        f"mean shift {numbers['mean_shift_hu']:+.2f} HU, "
+        f"LR consistency {numbers['lr_consistency_hu']:.1f} HU rms, "
+        f"{numbers['clipped_voxels']} voxels clipped",
+        soft_wrap=True,
+    )
+    console.print(f"written to {out} (comparison.png shows the middle slice)", soft_wrap=True)
+
+
+def _enhance_many(
+    root: Path,
+    out: Path,
+    found: Sequence[Any],
+    load: Callable[[], Any],
+    output: dict[str, Any],
+) -> None:
+    """All series of a folder; exit code 3 if one was refused or failed."""
+    from collections import Counter
+
+    from medqdm.batch import DONE, SUMMARY_FILE, enhance_all
+    from medqdm.enhance import check_output
+
+    check_output(root, out, overwrite=output["overwrite"] or output["resume"], marker=SUMMARY_FILE)
+    console.print(f"{len(found)} series, each to a folder of its own", highlight=False)
+
+    def report(row: Any) -> None:
+        what = row.output if row.status in DONE else row.message
+        console.print(f"  {row.status}: {what}", soft_wrap=True, highlight=False, markup=False)
+
+    rows = enhance_all(load(), root, out, found=found, report=report, **output)
+    counts = Counter(row.status for row in rows)
+    counted = ", ".join(f"{number} {status}" for status, number in counts.items())
+    console.print(f"{counted}; written to {out}, {SUMMARY_FILE} lists them", soft_wrap=True)
+    failures = [row for row in rows if row.is_failure]
+    for row in failures:
+        text = f"{row.status}: series {row.series}: {row.message}"
+        messages.print(text, style="red", soft_wrap=True, highlight=False, markup=False)
+    if failures:
+        raise typer.Exit(3)
+
+
+def _announce(enhancer: Any, volume: Any) -> None:
+    """One line saying what was found (nothing of the patient), and the warnings."""
+    slices, height, width = volume.shape
+    task = enhancer.task
+    seconds = enhancer.estimate_seconds(volume)
+    console.print(
+        f"{volume.source.kind} series: {slices} slices of {width} x {height}, "
+        f"{volume.spacing_mm[1]:.3g} mm pixels -> x{task.upscale} ({task.name}), "
+        f"s = {task.quadtree.threshold:g} ({task.threshold_hu:g} HU), on {enhancer.device}, "
+        f"about {duration(seconds)} in {enhancer.precision}",
+        soft_wrap=True,
+        highlight=False,
+    )
+    for warning in enhancer.warnings(volume):
+        warn(warning)

@@ -1,0 +1,111 @@
+"""``medqdm train`` and what follows it or prepares it."""
+
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from medqdm.cli.options import BundledTask, Data, Overwrite, RunFolder, Set, TaskName, Weights
+from medqdm.cli.terminal import console, end_cleanly_on_sigterm
+
+
+def train(
+    task: TaskName,
+    data: Data,
+    out: RunFolder,
+    autoencoder: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Weights whose KL-VAE is used instead of training stage one."),
+    ] = None,
+    settings: Set = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the whole task.")] = False,
+) -> None:
+    """Train a task: KL-VAE, then QDM, then export. The same command resumes."""
+    from medqdm.config import load_task
+
+    chosen = load_task(task, settings or ())
+    if dry_run:
+        _print_yaml(chosen.model_dump(mode="json"))
+        return
+    from medqdm.training.run import train as run
+
+    weights = run(chosen, data, out, autoencoder=autoencoder)
+    console.print(f"weights: {weights}", soft_wrap=True)
+
+
+def distill(
+    data: Data,
+    out: RunFolder,
+    task: BundledTask = None,
+    weights: Weights = None,
+    settings: Set = None,
+) -> None:
+    """Train a student of a model for 1 to 4 steps. The same command resumes."""
+    from medqdm.enhance import bundled_weights
+    from medqdm.training.run import distill as run
+
+    student = run(weights or bundled_weights(task or "sr4"), data, out, settings or ())
+    console.print(f"weights: {student}", soft_wrap=True)
+
+
+def train_gain(
+    data: Data,
+    out: RunFolder,
+    task: BundledTask = None,
+    weights: Weights = None,
+    settings: Set = None,
+) -> None:
+    """Add networks that tell which regions are worth a step. The same command resumes."""
+    from medqdm.enhance import bundled_weights
+    from medqdm.training.run import train_gain as run
+
+    grown = run(weights or bundled_weights(task or "sr4"), data, out, settings or ())
+    console.print(f"weights: {grown}", soft_wrap=True)
+
+
+def prepare(
+    task: TaskName,
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", help="Output folder.")],
+    settings: Set = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a fixed Med-SR set: LR and HR slices and a manifest with the seeds."""
+    from medqdm.config import load_task
+    from medqdm.data import prepare as write_set
+
+    end_cleanly_on_sigterm()
+    count = write_set(load_task(task, settings or ()), data, out, overwrite=overwrite)
+    console.print(f"{count} pairs written to {out}", soft_wrap=True)
+
+
+def import_weights(
+    out: Annotated[Path, typer.Option("-o", "--out", help="The medqdm weights file to write.")],
+    task: TaskName,
+    qdm: Annotated[Path, typer.Option(help="Published QDM checkpoint (.pth, .safetensors).")],
+    autoencoder: Annotated[Path, typer.Option(help="Published KL-VAE checkpoint.")],
+    settings: Set = None,
+) -> None:
+    """Turn published QDM and KL-VAE checkpoints into one medqdm weights file."""
+    from medqdm import checkpoint
+    from medqdm.config import load_task
+
+    imported = checkpoint.import_weights(
+        qdm=qdm, autoencoder=autoencoder, task=load_task(task, settings or ())
+    )
+    assert imported.autoencoder is not None  # both files were given
+    checkpoint.save(
+        out,
+        task=imported.task,
+        autoencoder_state=imported.autoencoder,
+        qdm_state=imported.qdm,
+        record={"imported": {"qdm": qdm.name, "autoencoder": autoencoder.name}},
+        dtype="float32",
+    )
+    console.print(f"weights: {out}", soft_wrap=True)
+
+
+def _print_yaml(data: dict[str, Any]) -> None:
+    import yaml
+
+    console.print(yaml.safe_dump(data, sort_keys=False), end="", markup=False, highlight=False)
