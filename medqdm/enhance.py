@@ -2,142 +2,25 @@
 
 import hashlib
 import json
-import math
-import platform
-import shutil
-import tempfile
-import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack, cast
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
-from medqdm import io, metrics, picture
-from medqdm.config import Precision, load_task
+from medqdm import io, picture
 from medqdm.enhancer import Enhancer
 from medqdm.errors import MedQDMError
+from medqdm.io.slice_archive import SliceArchive
 from medqdm.io.whole import check_folder
 from medqdm.jobs import EnhancedSlice
-from medqdm.sampling import settings_of
+from medqdm.loading import ModelOptions, load_enhancer
+from medqdm.record import Summary, describe, run_record
 from medqdm.streaming import map_behind
 from medqdm.version import __version__
 from medqdm.volume import Volume
-
-WEIGHTS_FOLDER = Path(__file__).parent / "weights"
-
-
-def bundled_weights(name: str) -> Path:
-    """Weights that come with medqdm, for a task by name.
-
-    Raises:
-        MedQDMError: none are bundled for it.
-    """
-    path = WEIGHTS_FOLDER / f"{name}.safetensors"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in WEIGHTS_FOLDER.glob("*.safetensors")))
-        raise MedQDMError(
-            f"no weights for task '{name}': bundled are {known or 'none'}; give --weights FILE"
-        )
-    return path
-
-
-@dataclass
-class Summary:
-    """What a run did, in numbers; grows with each slice.
-
-    ``mean_shift_hu`` and ``lr_consistency_hu`` compare the output, reduced by area to the input's
-    grid, with the input. ``redone`` counts the slices that were not finite in bf16. ``finished``
-    holds the figures of an earlier run where there was nothing left to do.
-    """
-
-    num_slices: int = 0
-    seconds: float = 0.0
-    refined_cells: int = 0
-    cells: int = 0
-    shift_sum_hu: float = 0.0
-    square_sum_hu: float = 0.0
-    voxels: int = 0
-    clipped: int = 0
-    redone: int = 0
-    warnings: list[str] = field(default_factory=list)
-    finished: dict[str, float | int] | None = None
-
-    def add(self, done: EnhancedSlice, lr_hu: NDArray[np.float32]) -> None:
-        """Count one more slice."""
-        difference = metrics.lr_difference_hu(done.hu, lr_hu)
-        self.num_slices += 1
-        self.seconds += done.seconds
-        self.refined_cells += int(done.refined.sum())
-        self.cells += done.refined.size
-        self.shift_sum_hu += float(difference.sum())
-        self.square_sum_hu += float((difference**2).sum())
-        self.voxels += difference.size
-
-    def numbers(self) -> dict[str, float | int]:
-        """The summary's figures under the names of run.json."""
-        if self.finished is not None:
-            return dict(self.finished)
-        return {
-            "slices": self.num_slices,
-            "seconds_per_slice": round(self.seconds / max(1, self.num_slices), 3),
-            "share_refined": round(self.refined_cells / max(1, self.cells), 4),
-            "mean_shift_hu": round(self.shift_sum_hu / max(1, self.voxels), 3),
-            "lr_consistency_hu": round((self.square_sum_hu / max(1, self.voxels)) ** 0.5, 3),
-            "clipped_voxels": self.clipped,
-        }
-
-    def count_redone(self, slices: int) -> None:
-        """Note how many slices bf16 failed on, and warn if there are any."""
-        self.redone = slices
-        if slices:
-            self.warnings.append(f"{slices} slice(s) overflowed in bf16 and were done in fp32")
-
-
-class SliceArchive:
-    """An npz file of one array ``(z, rows, columns)``, slice by slice: memory stays flat.
-
-    Args:
-        name: of the array.
-        num_slices: z.
-    """
-
-    def __init__(self, name: str, num_slices: int) -> None:
-        self._num_slices = num_slices
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115  (``close`` closes it)
-        self._archive = zipfile.ZipFile(self._file, "w", zipfile.ZIP_DEFLATED)
-        entry = zipfile.ZipInfo(f"{name}.npy")  # without the time: the same array, the same file
-        entry.compress_type = zipfile.ZIP_DEFLATED
-        self._array = self._archive.open(entry, "w", force_zip64=True)
-        self._is_empty = True
-
-    def add(self, image: NDArray[Any]) -> None:
-        """Take the next slice ``(rows, columns)``."""
-        if self._is_empty:
-            header = np.lib.format.header_data_from_array_1_0(image)
-            header["shape"] = (self._num_slices, *image.shape)
-            np.lib.format.write_array_header_1_0(self._array, header)
-            self._is_empty = False
-        self._array.write(np.ascontiguousarray(image).tobytes())
-
-    def save(self, path: Path) -> None:
-        """Write the file, once all slices are there."""
-        self._array.close()
-        self._archive.close()
-        self._file.seek(0)
-        with path.open("wb") as out:
-            shutil.copyfileobj(self._file, out)
-
-    def close(self) -> None:
-        """Give the draft up."""
-        self._array.close()
-        self._archive.close()
-        self._file.close()
-
 
 Track = Callable[[Iterable[EnhancedSlice], int], Iterable[EnhancedSlice]]
 
@@ -290,157 +173,59 @@ def _finished(out: Path, identity: str) -> dict[str, Any] | None:
     return run if found == expected else None
 
 
-def load_enhancer(  # noqa: PLR0913  (all by keyword but two)
-    task: str | None,
-    weights: str | Path | None,
-    *,
-    device: str,
-    seed: int,
-    settings: Sequence[str],
-    precision: Precision = "auto",
-    batch_size: int | None = None,
-    sampler: str | None = None,
-    steps: int | None = None,
-    consistency: bool = False,
-    uncertainty: int | None = None,
-    mean: int | None = None,
-) -> Enhancer:
-    """The model that a user means by ``--task`` and ``--weights``.
+class WriteOptions(TypedDict, total=False):
+    """What ``enhance_volume`` takes beside the model, the volume and the folder; see there."""
 
-    Args:
-        task: name of a task; None: sr4, or whatever the weights are for.
-        weights: a weights file; None: the task's bundled one.
-        device: see ``choose_device``.
-        seed: of the noise.
-        settings: ``key=value`` changes to the task that the weights carry.
-        precision: see ``Enhancer``.
-        batch_size: see ``Enhancer``.
-        sampler: which regions run at which steps, see ``SamplerSection``; all steps unless told.
-        steps: sampling steps; None: the task's, or all with a sampler.
-        consistency: draw the output, reduced, nearer to the input.
-        uncertainty: draws of each slice, two or more, whose deviation is written beside it.
-        mean: draws of each slice, two or more, whose mean is written instead of the first draw.
-
-    Raises:
-        MedQDMError: no such weights, or weights of another factor than the task's.
-    """
-    path = Path(weights) if weights else bundled_weights(task or "sr4")
-    enhancer = Enhancer(
-        path,
-        device=device,
-        precision=precision,
-        seed=seed,
-        overrides=[*settings_of(sampler, steps=steps, consistency=consistency), *settings],
-        batch_size=batch_size,
-        draws=_checked_draws(uncertainty, mean),
-        mean=mean is not None,
-    )
-    if weights and task and load_task(task).upscale != enhancer.task.upscale:
-        raise MedQDMError(
-            f"{path}: must be weights for task {task} (x{load_task(task).upscale}), got weights "
-            f"of {enhancer.task.name} (x{enhancer.task.upscale}); leave --task out or give others"
-        )
-    return enhancer
+    file_format: str
+    transfer_syntax: str
+    dates: str
+    resume: bool
+    overwrite: bool
+    track: Track
 
 
-def enhance_series(  # noqa: PLR0913  (all by keyword but two)
+class EnhanceOptions(ModelOptions, WriteOptions, total=False):
+    """All that is said of the model and of the output."""
+
+
+def enhance_series(
     series: str | Path,
     out: str | Path,
     *,
-    task: str | None = None,
-    weights: str | Path | None = None,
-    device: str = "auto",
-    seed: int = 0,
-    file_format: str = "dicom",
     series_uid: str | None = None,
     slice_axis: int | None = None,
     skip_bad: bool = False,
-    settings: Sequence[str] = (),
-    precision: Precision = "auto",
-    batch_size: int | None = None,
-    sampler: str | None = None,
-    steps: int | None = None,
-    consistency: bool = False,
-    uncertainty: int | None = None,
-    mean: int | None = None,
-    transfer_syntax: str = "explicit",
-    dates: str = "now",
-    resume: bool = False,
-    overwrite: bool = False,
     announce: Callable[[Enhancer, Volume], None] = lambda _enhancer, _volume: None,
-    track: Track = lambda slices, _total: slices,
+    **options: Unpack[EnhanceOptions],
 ) -> Summary:
     """Read a series, enhance it, write it: what ``medqdm enhance`` does, in one call.
 
     Args:
         series: DICOM folder, or a NIfTI, NRRD or MetaImage file.
         out: folder to write, see ``enhance_volume``.
-        task: whose bundled weights to take; sr4 if neither task nor weights are given.
-        weights: a weights file instead; with a task, it must be of the task's factor.
-        device: see ``choose_device``.
-        seed: of the noise.
-        file_format: one of ``io.FORMATS``.
         series_uid: SeriesInstanceUID, where the folder holds several series.
         slice_axis: array axis across slices, where a NIfTI, NRRD or MetaImage file does not tell.
         skip_bad: leave damaged DICOM slices out instead of refusing the series.
-        settings: ``key=value`` changes to the task that the weights carry.
-        precision: ``auto``, ``fp32`` or ``bf16``; see ``Enhancer``.
-        batch_size: tiles that the network gets at once; None: found, see ``Enhancer``.
-        sampler: which regions run at which steps, see ``SamplerSection``; all steps unless told.
-        steps: sampling steps; None: the task's, or all with a sampler.
-        consistency: draw the output, reduced, nearer to the input.
-        uncertainty: draws of each slice, two or more, whose deviation is written beside it.
-        mean: draws of each slice, two or more, whose mean is written instead of the first draw.
-        transfer_syntax: of a DICOM series, see ``io.SeriesSettings``.
-        dates: of a DICOM series, see ``io.SeriesSettings``.
-        resume: go on where an interrupted run stopped, see ``enhance_volume``.
-        overwrite: replace an output folder that has files in it.
         announce: called once, with the loaded model and the volume, before the work begins.
-        track: wraps the slices as they come, with their number, to show progress.
+        **options: of the model (``task``, ``weights``, ``device``, ``seed``, ``steps`` and more,
+            see ``ModelOptions``) and of the output (``file_format``, ``overwrite`` and more, see
+            ``enhance_volume``).
 
     Raises:
         MedQDMError: anything about input, weights, settings or output that the user can put right.
+        TypeError: no such option.
     """
-    check_output(Path(series), Path(out), overwrite=overwrite or resume)
+    unknown = set(options) - set(EnhanceOptions.__annotations__)
+    if unknown:
+        raise TypeError(f"enhance_series() got an unexpected option: {', '.join(sorted(unknown))}")
+    model = {name: value for name, value in options.items() if name in ModelOptions.__annotations__}
+    output = {name: value for name, value in options.items() if name not in model}
+    replaces = options.get("overwrite", False) or options.get("resume", False)
+    check_output(Path(series), Path(out), overwrite=replaces)
     volume = io.read(series, series=series_uid, slice_axis=slice_axis, skip_bad=skip_bad)
-    enhancer = load_enhancer(
-        task,
-        weights,
-        device=device,
-        seed=seed,
-        settings=settings,
-        precision=precision,
-        batch_size=batch_size,
-        sampler=sampler,
-        steps=steps,
-        consistency=consistency,
-        uncertainty=uncertainty,
-        mean=mean,
-    )
+    enhancer = load_enhancer(**cast(ModelOptions, model))
     announce(enhancer, volume)
-    return enhance_volume(
-        enhancer,
-        volume,
-        Path(out),
-        file_format=file_format,
-        transfer_syntax=transfer_syntax,
-        dates=dates,
-        resume=resume,
-        overwrite=overwrite,
-        track=track,
-    )
-
-
-def _checked_draws(uncertainty: int | None, mean: int | None) -> int:
-    for name, draws in (("uncertainty", uncertainty), ("mean", mean)):
-        if draws is not None and draws < 2:
-            raise MedQDMError(f"--{name}: must be 2 draws or more, got {draws}; ask for 8")
-    if uncertainty is not None and mean is not None and uncertainty != mean:
-        raise MedQDMError(
-            f"--mean: must be as many draws as --uncertainty, {uncertainty}, got {mean}; "
-            "leave one of them out"
-        )
-    return uncertainty or mean or 1
+    return enhance_volume(enhancer, volume, Path(out), **cast(WriteOptions, output))
 
 
 def check_output(series: Path, out: Path, *, overwrite: bool, marker: str = io.RUN_FILE) -> None:
@@ -467,58 +252,3 @@ def check_output(series: Path, out: Path, *, overwrite: bool, marker: str = io.R
             "choose another folder"
         )
     check_folder(out, overwrite=overwrite, marker=marker)
-
-
-def describe(enhancer: Enhancer) -> str:
-    """The DICOM DerivationDescription: method, version, weights and settings; no paths."""
-    task = enhancer.task
-    sampler = task.diffusion.sampler
-    steps = task.diffusion.sampling_steps or task.diffusion.num_steps
-    consistency = ", drawn nearer to the input" if task.diffusion.consistency else ""
-    mean = f", mean of {enhancer.draws} draws" if enhancer.mean else ""
-    return (
-        f"In-plane x{task.upscale} super-resolution by a quadtree diffusion model; detail is "
-        f"synthetic. medqdm {__version__}, task {task.name}, weights sha256:{enhancer.sha256}, "
-        f"seed {enhancer.seed}, sampler {sampler.name}, steps {steps}, "
-        f"gamma {task.diffusion.gamma:g}{mean}{consistency}, "
-        f"s {task.quadtree.threshold:g} ({task.threshold_hu:g} HU), "
-        f"{enhancer.device.type} {enhancer.precision}"
-    )
-
-
-def run_record(
-    enhancer: Enhancer, volume: Volume, summary: Summary, file_format: str
-) -> dict[str, Any]:
-    """What ``run.json`` holds: versions, model, settings and figures; nothing of the patient."""
-    return {
-        "medqdm": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "device": str(enhancer.device),
-        "precision": {
-            "asked": enhancer.asked_precision,
-            "used": enhancer.precision,
-            "bf16_shift_hu": _rounded(enhancer.bf16_shift_hu),
-            "slices_redone_in_fp32": summary.redone,
-        },
-        "batch_size": enhancer.batch_size,
-        "seed": enhancer.seed,
-        "draws": enhancer.draws,
-        "mean": enhancer.mean,
-        "weights_sha256": enhancer.sha256,
-        "task": enhancer.task.model_dump(mode="json", exclude={"training"}),
-        "threshold_hu": enhancer.task.threshold_hu,
-        "input": {
-            "kind": volume.source.kind,
-            "shape_zyx": list(volume.shape),
-            "spacing_yx_mm": list(volume.spacing_mm),
-        },
-        "output": {"format": file_format, "upscale": enhancer.task.upscale},
-        "summary": summary.numbers(),
-        "warnings": summary.warnings,
-    }
-
-
-def _rounded(shift_hu: float | None) -> float | None:
-    """For JSON, which has no NaN."""
-    return None if shift_hu is None or math.isnan(shift_hu) else round(shift_hu, 4)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medqdm import batch, cli, enhance, io
+from medqdm import batch, cli, enhance, io, loading
 from medqdm.batch import enhance_all, find_many
 from medqdm.enhancer import Enhancer
 from medqdm.errors import MedQDMError
@@ -166,13 +166,13 @@ def test_the_command_line_ends_with_code_3_if_a_series_failed(
     weights, root, tmp_path, monkeypatch, capsys
 ) -> None:
     loads = []
-    real = enhance.load_enhancer
+    real = loading.load_enhancer
 
     def load(*arguments: object, **options: object) -> Enhancer:
         loads.append(None)
         return real(*arguments, **options)
 
-    monkeypatch.setattr(enhance, "load_enhancer", load)
+    monkeypatch.setattr(loading, "load_enhancer", load)
     monkeypatch.setattr("medqdm.enhance._add_companions", lambda *_: None)
 
     def run(*options: str) -> tuple[int, str, str]:

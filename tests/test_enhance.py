@@ -11,17 +11,14 @@ from medqdm import checkpoint, io, metrics
 from medqdm.config import load_task
 from medqdm.degrade import degrade, draw
 from medqdm.engine import Enhanced
-from medqdm.enhance import (
-    SliceArchive,
-    Summary,
-    bundled_weights,
-    enhance_series,
-    enhance_volume,
-)
+from medqdm.enhance import enhance_series, enhance_volume
 from medqdm.enhancer import Enhancer, choose_device
 from medqdm.errors import MedQDMError
+from medqdm.io.slice_archive import SliceArchive
 from medqdm.jobs import EnhancedSlice
+from medqdm.loading import bundled_weights
 from medqdm.picture import upsample_bicubic
+from medqdm.record import Summary
 from medqdm.volume import Volume
 
 DEMO = Path(__file__).parent / "data" / "demo-series"

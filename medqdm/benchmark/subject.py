@@ -16,9 +16,9 @@ from medqdm.data.slices import to_hr_slices
 from medqdm.degrade import degrade, draw
 from medqdm.diffusion.noise import SliceNoise
 from medqdm.engine import Engine
-from medqdm.enhance import WEIGHTS_FOLDER, load_enhancer
 from medqdm.enhancer import Enhancer
 from medqdm.errors import MedQDMError
+from medqdm.loading import WEIGHTS_FOLDER, load_enhancer
 from medqdm.volume import Volume
 
 PHANTOM_SPACING_MM = (3.0, 2.8, 2.8)
@@ -78,7 +78,7 @@ def open_subject(  # noqa: PLR0913  (all by keyword but one)
         enhancer = _random_enhancer(load_task(task or "sr4", settings), device)
     else:
         _check_networks_stay(settings)
-        enhancer = load_enhancer(task, weights, device=device, seed=0, settings=settings)
+        enhancer = load_enhancer(task=task, weights=weights, device=device, settings=settings)
     count = num_slices or (8 if enhancer.device.type == "cuda" else 1)
     if series is None:
         side = enhancer.task.tile_lr_px

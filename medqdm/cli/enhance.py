@@ -1,8 +1,8 @@
 """``medqdm enhance``: one series, or all of a folder."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
@@ -20,6 +20,10 @@ from medqdm.cli.options import (
 )
 from medqdm.cli.terminal import console, duration, end_cleanly_on_sigterm, messages, progress, warn
 from medqdm.errors import MedQDMError
+
+if TYPE_CHECKING:
+    from medqdm.enhance import WriteOptions
+    from medqdm.loading import ModelOptions
 
 
 def enhance(  # noqa: PLR0913, PLR0917  (one option each)
@@ -84,10 +88,10 @@ def enhance(  # noqa: PLR0913, PLR0917  (one option each)
     Of a folder with several series, each is enhanced into a folder of its own.
     """
     from medqdm.batch import find_many
-    from medqdm.enhance import enhance_series, load_enhancer
+    from medqdm.enhance import enhance_series
 
     end_cleanly_on_sigterm()
-    model: dict[str, Any] = {
+    model: ModelOptions = {
         "task": task,
         "weights": weights,
         "device": device,
@@ -101,14 +105,12 @@ def enhance(  # noqa: PLR0913, PLR0917  (one option each)
         "uncertainty": uncertainty,
         "mean": mean,
     }
-    output: dict[str, Any] = {
+    output: WriteOptions = {
         "file_format": file_format.value,
         "transfer_syntax": transfer_syntax.value,
         "dates": dates.value,
         "resume": resume,
         "overwrite": overwrite,
-        "skip_bad": skip_bad,
-        "announce": _announce,
         "track": lambda done, total: progress(done, total, "slices"),
     }
     many = [] if series_uid else find_many(series)
@@ -118,10 +120,17 @@ def enhance(  # noqa: PLR0913, PLR0917  (one option each)
                 f"{series}: --slice-axis must go with one file, got {len(many)} series; "
                 "give the files one by one"
             )
-        _enhance_many(series, out, many, lambda: load_enhancer(**model), output)
+        _enhance_many(series, out, many, model, output, skip_bad=skip_bad)
         return
     summary = enhance_series(
-        series, out, series_uid=series_uid, slice_axis=slice_axis, **model, **output
+        series,
+        out,
+        series_uid=series_uid,
+        slice_axis=slice_axis,
+        skip_bad=skip_bad,
+        announce=_announce,
+        **model,
+        **output,
     )
     if summary.finished is not None:
         console.print("finished before, nothing to do")
@@ -143,14 +152,17 @@ def _enhance_many(
     root: Path,
     out: Path,
     found: Sequence[Any],
-    load: Callable[[], Any],
-    output: dict[str, Any],
+    model: "ModelOptions",
+    output: "WriteOptions",
+    *,
+    skip_bad: bool,
 ) -> None:
     """All series of a folder; exit code 3 if one was refused or failed."""
     from collections import Counter
 
     from medqdm.batch import DONE, SUMMARY_FILE, enhance_all
     from medqdm.enhance import check_output
+    from medqdm.loading import load_enhancer
 
     check_output(root, out, overwrite=output["overwrite"] or output["resume"], marker=SUMMARY_FILE)
     console.print(f"{len(found)} series, each to a folder of its own", highlight=False)
@@ -159,7 +171,16 @@ def _enhance_many(
         what = row.output if row.status in DONE else row.message
         console.print(f"  {row.status}: {what}", soft_wrap=True, highlight=False, markup=False)
 
-    rows = enhance_all(load(), root, out, found=found, report=report, **output)
+    rows = enhance_all(
+        load_enhancer(**model),
+        root,
+        out,
+        found=found,
+        skip_bad=skip_bad,
+        announce=_announce,
+        report=report,
+        **output,
+    )
     counts = Counter(row.status for row in rows)
     counted = ", ".join(f"{number} {status}" for status, number in counts.items())
     console.print(f"{counted}; written to {out}, {SUMMARY_FILE} lists them", soft_wrap=True)

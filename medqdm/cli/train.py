@@ -41,7 +41,7 @@ def distill(
     settings: Set = None,
 ) -> None:
     """Train a student of a model for 1 to 4 steps. The same command resumes."""
-    from medqdm.enhance import bundled_weights
+    from medqdm.loading import bundled_weights
     from medqdm.training.run import distill as run
 
     student = run(weights or bundled_weights(task or "sr4"), data, out, settings or ())
@@ -56,7 +56,7 @@ def train_gain(
     settings: Set = None,
 ) -> None:
     """Add networks that tell which regions are worth a step. The same command resumes."""
-    from medqdm.enhance import bundled_weights
+    from medqdm.loading import bundled_weights
     from medqdm.training.run import train_gain as run
 
     grown = run(weights or bundled_weights(task or "sr4"), data, out, settings or ())

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from medqdm.config import override
 from medqdm.data import Pair
-from medqdm.enhance import load_enhancer
 from medqdm.enhancer import Enhancer
 from medqdm.evaluate.blocks import open_blocks
 from medqdm.evaluate.regions import RoiFolder
@@ -16,6 +15,7 @@ from medqdm.evaluate.samplers import Comparison, check_row, compare
 from medqdm.evaluate.samplers import Track as TrackBlocks
 from medqdm.evaluate.samplers_report import MARKER, write_samplers
 from medqdm.io.whole import check_folder
+from medqdm.loading import load_enhancer
 from medqdm.models.perceptual import load_perceptual
 
 Track = Callable[[Iterable[Pair], int], Iterable[Pair]]
@@ -58,7 +58,9 @@ def evaluate_weights(  # noqa: PLR0913  (all by keyword but two)
     data, out = Path(data), Path(out)
     check_folder(out, overwrite=overwrite, marker="results.json")
     lpips = load_perceptual() if use_lpips else None
-    enhancer = load_enhancer(task, weights, device=device, seed=seed, settings=settings)
+    enhancer = load_enhancer(
+        task=task, weights=weights, device=device, seed=seed, settings=settings
+    )
     rois = RoiFolder(Path(roi), data, enhancer.task.slice_px) if roi else None
     pairs, total = open_pairs(enhancer.task, data, limit=limit, seed=seed)
     found = evaluate(enhancer, track(pairs, total), rois=rois, lpips=lpips)
@@ -112,14 +114,16 @@ def compare_samplers(  # noqa: PLR0913  (all by keyword but two)
 
     def open_row(row: Row) -> Enhancer:
         return load_enhancer(
-            None if row.weights else task,
-            row.weights or weights,
+            task=None if row.weights else task,
+            weights=row.weights or weights,
             device=device,
             seed=seed,
             settings=[*settings, *row.settings],
         )
 
-    plain = load_enhancer(task, weights, device=device, seed=seed, settings=settings).task
+    plain = load_enhancer(
+        task=task, weights=weights, device=device, seed=seed, settings=settings
+    ).task
     rows = parse_rows(samplers, plain.diffusion.num_steps, students)
     for row in rows:
         own = open_row(row).task if row.weights else override(plain, row.settings)

@@ -1,0 +1,39 @@
+"""What a task is: frozen sections with units and ranges, read from YAML, carried by the weights."""
+
+from medqdm.config.degradation import DEGRADATIONS, DegradationSection
+from medqdm.config.diffusion import DiffusionSection, GroupsSection, SamplerSection, TSSSection
+from medqdm.config.fields import Precision
+from medqdm.config.networks import AutoencoderSection, QuadtreeSection, TransformerSection
+from medqdm.config.task import (
+    CONFIGS,
+    Task,
+    WindowSection,
+    load_task,
+    override,
+    parse_task,
+    task_names,
+)
+from medqdm.config.training import DiffusionTraining, DistillationTraining, TrainingSection
+
+__all__ = [
+    "CONFIGS",
+    "DEGRADATIONS",
+    "AutoencoderSection",
+    "DegradationSection",
+    "DiffusionSection",
+    "DiffusionTraining",
+    "DistillationTraining",
+    "GroupsSection",
+    "Precision",
+    "QuadtreeSection",
+    "SamplerSection",
+    "TSSSection",
+    "Task",
+    "TrainingSection",
+    "TransformerSection",
+    "WindowSection",
+    "load_task",
+    "override",
+    "parse_task",
+    "task_names",
+]

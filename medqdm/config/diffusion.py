@@ -1,0 +1,135 @@
+"""Settings of the diffusion process and of its samplers."""
+
+from typing import Annotated, Literal
+
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+from medqdm.config.fields import Probability, Section, require_rising
+
+
+class TSSSection(Section):
+    """``tss``: ``sampling_steps`` steps, dense at both ends, more so where the LR image varies.
+
+    Where both ranges are points, all regions take the same steps.
+    """
+
+    exponent: Annotated[
+        tuple[Annotated[float, Field(ge=1)], Annotated[float, Field(ge=1)]],
+        AfterValidator(require_rising),
+    ] = (1.0, 2.0)
+    """n of the flattest and of the most detailed regions; 1: even steps, more: denser ends."""
+    transition: Annotated[
+        tuple[
+            Annotated[float, Field(gt=0, lt=1)],
+            Annotated[float, Field(gt=0, lt=1)],
+        ],
+        AfterValidator(require_rising),
+    ] = (0.4, 0.6)
+    """a of the same: the share of the way at which early steps pass into late ones."""
+
+
+class GainSection(Section):
+    """``gain``: regions whose estimate changes little skip steps and freeze."""
+
+    threshold: NonNegativeFloat = 0.05
+    """Change of a region's estimate in a step, as a share of its difference from z_lr, below which
+    it runs at every fourth step only, and freezes the second time; 0: all run at all steps."""
+    source: Literal["change", "regressor"] = "change"
+    """change: as above. regressor: the gain that a trained network expects (``medqdm train-gain``),
+    measured with ``expected``."""
+    expected: NonNegativeFloat = 0.02
+    """The threshold of ``regressor``: tenths of a decibel of a region's error, or of its edges'
+    similarity, through tanh."""
+    skips: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = (1, 2, 3, 4)
+    """Steps until a region runs again: from 4 thresholds of gain on, from 2, from 1, below."""
+
+
+class GroupsSection(Section):
+    """``groups``: regions start late where a coarse estimate is good; has steps of its own."""
+
+    steps: tuple[tuple[NonNegativeInt, ...], ...] = ((14, 11, 8, 5, 2, 0), (9, 5, 2, 0), (3, 0))
+    """Schedule indices of the groups, hardest first: each falls to 0, each starts later."""
+    rho: PositiveFloat = 0.25
+    """Largest admissible bias of a start, as a share of the noise there."""
+    confidence: Literal["upstream", "level", "head"] = "upstream"
+    """What a region's error is told from: how far the upstream's first estimate lies from z_lr, the
+    mean share of quadtree levels on which its cells are split, or a network that was trained to
+    tell (``medqdm train-gain``)."""
+    error: PositiveFloat = 1.0
+    """Root mean square latent error of the coarse estimate per unit of that; of what ``head``
+    tells, 1 is true."""
+
+    @model_validator(mode="after")
+    def _steps_fall(self) -> "GroupsSection":
+        for steps in self.steps:
+            if not steps or steps[-1] != 0 or list(steps) != sorted(set(steps), reverse=True):
+                raise ValueError(f"steps must fall to 0 in each group, got {list(steps)}")
+        starts = [steps[0] for steps in self.steps]
+        if not starts or starts != sorted(starts, reverse=True):
+            raise ValueError(f"steps must start later from group to group, got starts {starts}")
+        return self
+
+
+class SamplerSection(Section):
+    """In which regions the downstream runs at which steps. A region is a window of 8 x 8 tokens."""
+
+    name: Literal["uniform", "tss", "gain", "groups", "random", "upstream"] = "uniform"
+    """uniform: all regions at all of the steps. random and upstream (no region ever) are the
+    controls that the others must beat."""
+    tss: TSSSection = TSSSection()
+    gain: GainSection = GainSection()
+    groups: GroupsSection = GroupsSection()
+    random_share: Probability = 0.25
+    """``random``: share of the regions that run at each step."""
+    correlation_mm: NonNegativeFloat = 20.0
+    """Distance of slices, along their normal, at which their noise is independent; nearer ones
+    share some of it (``diffusion.noise``). 0: each slice has noise of its own."""
+    steady: Literal["none", "max", "median"] = "none"
+    """What a cell takes of its own slice's quadtree and the two beside it, so that refined regions
+    do not flicker (``diffusion.quadtree.steady``)."""
+
+
+class DiffusionSection(Section):
+    """The residual-shift process and how it is sampled."""
+
+    num_steps: Annotated[int, Field(ge=2)] = 15
+    """T, the steps of the training schedule."""
+    kappa: PositiveFloat = 2.0
+    """Noise strength."""
+    min_noise_level: PositiveFloat = 0.04
+    """m: the first sqrt(eta) is min(m / kappa, m)."""
+    max_sqrt_eta: Annotated[float, Field(gt=0, lt=1)] = 0.99
+    """The last sqrt(eta)."""
+    power: PositiveFloat = 0.3
+    """p of the schedule's spacing."""
+    sampling_steps: PositiveInt | None = None
+    """Steps taken by the sampler, spread evenly and always with the first and last; None: all."""
+    residual_deviation: PositiveFloat | None = None
+    """Root mean square of z_0 - z_lr where refined, which ``preconditioned`` networks start from;
+    None: measured before stage two."""
+    gamma: Probability = 1.0
+    """1: ancestral sampling; 0: deterministic after the first noise."""
+    sampler: SamplerSection = SamplerSection()
+    consistency: NonNegativeInt = 0
+    """Iterations of back-projection that draw the output, reduced, nearer to the input
+    (``diffusion.consistency``); 0: none."""
+    published_masking: bool = False
+    """True: one input scale for all pixels and the ancestral mean outside the refined regions, as
+    published weights expect; False: both follow the mask."""
+
+    @model_validator(mode="after")
+    def _groups_fit(self) -> "DiffusionSection":
+        highest = max(steps[0] for steps in self.sampler.groups.steps)
+        if self.sampler.name == "groups" and highest >= self.num_steps:
+            raise ValueError(
+                f"sampler.groups.steps must be below num_steps = {self.num_steps}, got {highest}"
+            )
+        return self

@@ -1,0 +1,222 @@
+"""A task: all sections, read from YAML, carried by the weights."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, PositiveFloat, PositiveInt, ValidationError, model_validator
+
+from medqdm.config.degradation import DEGRADATIONS, DegradationSection, expand_preset
+from medqdm.config.diffusion import DiffusionSection
+from medqdm.config.fields import Section
+from medqdm.config.networks import AutoencoderSection, QuadtreeSection, TransformerSection
+from medqdm.config.training import TrainingSection
+from medqdm.errors import MedQDMError
+from medqdm.window import Window
+
+_PACKAGED = (
+    Path(__file__).parent.parent / "configs"
+)  # in a wheel; a checkout has configs/ beside medqdm/
+CONFIGS = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[2] / "configs"
+
+
+class WindowSection(Section):
+    """The HU range the networks see."""
+
+    center_hu: float = 0.0
+    """Middle of the window in HU."""
+    width_hu: PositiveFloat = 2000.0
+    """Whole width of the window in HU."""
+
+
+class Task(Section):
+    """A whole task: what a weights file carries and what ``configs/NAME.yaml`` overrides."""
+
+    name: str
+    """The YAML file's name without its ending."""
+    description: str = ""
+    """One line for ``medqdm tasks``."""
+    upscale: Literal[2, 4, 8] = 4
+    """In-plane factor."""
+    slice_px: PositiveInt = 512
+    """Side of an HR slice in training; larger volumes are reduced to it."""
+    window: WindowSection = WindowSection()
+    degradation: DegradationSection = DEGRADATIONS["paper-train"]
+    """Degradation of the training data: a preset's name, or ``preset:`` and what differs."""
+    test_degradation: DegradationSection = DEGRADATIONS["paper-test"]
+    """Degradation of validation, ``prepare`` and ``evaluate``."""
+    autoencoder: AutoencoderSection = AutoencoderSection()
+    transformer: TransformerSection = TransformerSection()
+    quadtree: QuadtreeSection = QuadtreeSection()
+    diffusion: DiffusionSection = DiffusionSection()
+    training: TrainingSection = TrainingSection()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_presets(cls, data: Any) -> Any:
+        data = dict(data)
+        for key in ("degradation", "test_degradation"):
+            if key in data:
+                data[key] = expand_preset(data[key])
+        return data
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> "Task":
+        unit = self.upscale * self.lr_multiple
+        for key, size in (
+            ("slice_px", self.slice_px),
+            *(
+                (
+                    f"training.{stage}.crop_px",
+                    getattr(self.training, stage).crop_px or self.slice_px,
+                )
+                for stage in ("diffusion", "distillation", "regions")
+            ),
+        ):
+            if size % unit:
+                raise ValueError(f"{key} must be a multiple of {unit}, got {size}")
+        for channels in () if self.autoencoder.light else self.autoencoder.channels:
+            if channels % self.autoencoder.norm_groups:
+                raise ValueError(
+                    f"autoencoder.channels must be multiples of norm_groups = "
+                    f"{self.autoencoder.norm_groups}, got {channels}"
+                )
+        return self
+
+    @property
+    def hu_window(self) -> Window:
+        """The window as an object."""
+        return Window(self.window.center_hu, self.window.width_hu)
+
+    @property
+    def threshold_hu(self) -> float:
+        """The quadtree threshold in HU: a range of [-1, 1] data is two units wide."""
+        return self.quadtree.threshold * self.hu_window.hu_per_unit
+
+    @property
+    def latent_size(self) -> int:
+        """Side of the latent of an HR training slice: the grid that positions are trained on."""
+        return self.slice_px // self.autoencoder.compression
+
+    @property
+    def tile_lr_px(self) -> int:
+        """Side of an LR tile: the one whose latent is the trained grid."""
+        return self.slice_px // self.upscale
+
+    @property
+    def lr_multiple(self) -> int:
+        """LR sizes are padded to multiples of this: whole windows, whole patches, whole cells."""
+        window_px = 16 * self.autoencoder.compression  # 8 x 8 tokens of 2 x 2 latents
+        return max(2, window_px // self.upscale)
+
+
+def task_names() -> list[str]:
+    """Names of the tasks that come with medqdm, in alphabetical order."""
+    return sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+
+
+def load_task(name: str | Path, overrides: Sequence[str] = ()) -> Task:
+    """Read a task.
+
+    Args:
+        name: one of ``task_names()``, or the path of a YAML file.
+        overrides: ``key=value`` with dotted keys, as ``--set`` takes them.
+
+    Raises:
+        MedQDMError: no such task, or a key or value that does not fit.
+    """
+    path = Path(name)
+    if path.suffix in {".yaml", ".yml"}:
+        if not path.is_file():
+            raise MedQDMError(f"{path}: a task file must exist, got none; check the path")
+    elif str(name) in task_names():
+        path = CONFIGS / f"{name}.yaml"
+    else:
+        raise MedQDMError(
+            f"no task '{name}': expected one of {', '.join(task_names())}, or the path of a YAML "
+            f"file{_did_you_mean(str(name), task_names())}"
+        )
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise MedQDMError(f"{path}: must be YAML, got an error: {reason}") from None
+    if not isinstance(data, dict):
+        raise MedQDMError(f"{path}: must be a mapping of keys, got {type(data).__name__}")
+    task = _validate({"name": path.stem, **data}, where=path.name)
+    return override(task, overrides)
+
+
+def parse_task(data: Mapping[str, Any], *, where: str) -> Task:
+    """A task from plain data, as a weights file carries it; ``where`` names it in messages."""
+    return _validate(dict(data), where=where)
+
+
+def override(task: Task, overrides: Sequence[str]) -> Task:
+    """The task with ``key=value`` settings changed; the same validation as a file.
+
+    Raises:
+        MedQDMError: not of the form key=value, or a key or value that does not fit.
+    """
+    if not overrides:
+        return task
+    data = task.model_dump()
+    for item in overrides:
+        key, equals, text = item.partition("=")
+        if not equals or not key:
+            raise MedQDMError(
+                f"--set {item}: must be key=value, got {item!r}; "
+                "for example --set quadtree.threshold=0.1"
+            )
+        *parents, leaf = key.strip().split(".")
+        section = data
+        for parent in parents:
+            section = section.setdefault(parent, {}) if isinstance(section, dict) else {}
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            value = text
+        if isinstance(section, dict):
+            section[leaf] = value
+        if not isinstance(section, dict) or section is not _walk(data, parents):
+            raise MedQDMError(f"--set {key}: must name a setting, got no section for it")
+    return _validate(data, where="--set")
+
+
+def _walk(data: Any, keys: Sequence[str]) -> Any:
+    for key in keys:
+        data = data.get(key) if isinstance(data, dict) else None
+    return data
+
+
+def _validate(data: dict[str, Any], *, where: str) -> Task:
+    try:
+        return Task.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            near = _did_you_mean(key, _all_keys(Task))
+            message = f"{where}: {key} must be a known setting, got an unknown one{near}"
+        else:
+            reason = first["msg"].removeprefix("Value error, ")
+            message = f"{where}: {key or 'task'}: {reason}"
+            if not isinstance(first["input"], Mapping | BaseModel):
+                message += f", got {first['input']!r}"
+        raise MedQDMError(message) from None
+
+
+def _all_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
+    keys = []
+    for name, field in section.model_fields.items():
+        keys.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys += _all_keys(field.annotation, f"{prefix}{name}.")
+    return keys
+
+
+def _did_you_mean(text: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(text, known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else ""

@@ -1,0 +1,116 @@
+"""Settings of training."""
+
+from typing import Literal
+
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from medqdm.config.fields import Precision, Probability, Section
+
+
+class AutoencoderTraining(Section):
+    """Stage one."""
+
+    steps: NonNegativeInt = 100_000
+    batch_size: PositiveInt = 8
+    crop_px: PositiveInt = 256
+    """Side of the random HR crops."""
+    learning_rate: PositiveFloat = 1e-4
+    kl_weight: NonNegativeFloat = 1e-6
+    perceptual_weight: NonNegativeFloat = 0.0
+    """Weight of LPIPS; needs the extra ``perceptual``."""
+    adversarial_weight: NonNegativeFloat = 0.0
+    """Weight of the PatchGAN term (hinge)."""
+    adversarial_start: NonNegativeInt = 20_000
+    """Step at which the adversarial term begins."""
+    lr_share: Probability = 0.25
+    """Share of a batch that is bicubic-upsampled LR, which the encoder meets in stage two. The
+    KL-VAE gives it back; the light decoder, which sees the LR image anyway, aims at HR."""
+
+
+class DiffusionTraining(Section):
+    """Stage two."""
+
+    steps: NonNegativeInt = 50_000
+    batch_size: PositiveInt = 64
+    crop_px: PositiveInt | None = None
+    """Side of the random HR crops; None: whole slices."""
+    learning_rate: PositiveFloat = 5e-5
+    upstream_weight: NonNegativeFloat = 1.0
+    """lambda_2 of Eq. 6."""
+    downstream_weight: NonNegativeFloat = 1.0
+    """lambda_1 of Eq. 6."""
+    perceptual_weight: NonNegativeFloat = 0.0
+    """lambda_3 of Eq. 7; needs the extra ``perceptual``."""
+    image_weight: NonNegativeFloat = 0.0
+    """Weight of the decoded prediction's L1 error in [-1, 1]; above 0 the decoder is trained too,
+    so that it meets predicted latents, while the encoder and thus the latents stay."""
+    first_step_share: Probability = 0.0
+    """Share of the samples at the first step, T - 1, all by itself what one-step sampling takes;
+    the others draw their step evenly."""
+    region_steps_share: Probability = 0.0
+    """Share of the batches in which each window stands at a step of its own, as under ``tss``."""
+    mask_training: Literal["mixed", "none"] = "mixed"
+    """mixed: mostly the task's s, some s = 0, some random s. none: s = 0 always, as published."""
+
+
+class DistillationTraining(Section):
+    """``medqdm distill``: a student of the sampler, for few steps."""
+
+    steps: NonNegativeInt = 3000
+    batch_size: PositiveInt = 8
+    crop_px: PositiveInt | None = None
+    """Side of the random HR crops; None: whole slices."""
+    learning_rate: PositiveFloat = 5e-5
+    student_steps: PositiveInt = 4
+    """Most steps the student is made for; fewer work as well if their indices are among its."""
+    teacher_weight: NonNegativeFloat = 1.0
+    """Weight of the distance to what the teacher's deterministic sampler ends at."""
+    truth_weight: NonNegativeFloat = 1.0
+    """Weight of the distance to the true latent."""
+    image_weight: NonNegativeFloat = 0.0
+    """Weight of the decoded prediction's L1 error in [-1, 1]; above 0 trains the decoder too."""
+
+
+class RegionTraining(Section):
+    """``medqdm train-gain``: the networks that tell what running a region would bring."""
+
+    steps: NonNegativeInt = 300
+    batch_size: PositiveInt = 1
+    crop_px: PositiveInt | None = None
+    """Side of the random HR crops; None: whole slices."""
+    learning_rate: PositiveFloat = 1e-3
+
+
+class TrainingSection(Section):
+    """How a task is trained: its two stages, and what may follow them."""
+
+    autoencoder: AutoencoderTraining = AutoencoderTraining()
+    diffusion: DiffusionTraining = DiffusionTraining()
+    distillation: DistillationTraining = DistillationTraining()
+    regions: RegionTraining = RegionTraining()
+    seed: NonNegativeInt = 0
+    ema_decay: Probability = 0.999
+    weight_decay: NonNegativeFloat = 0.0
+    warmup_steps: NonNegativeInt = 0
+    """Steps over which the learning rate rises from 0."""
+    cosine: bool = False
+    """Let the learning rate fall to 1 % along a cosine after the warm-up."""
+    gradient_clip: NonNegativeFloat = 1.0
+    """Largest gradient norm; 0 turns clipping off."""
+    accumulate: PositiveInt = 1
+    """Batches per optimiser step."""
+    precision: Precision = "auto"
+    """auto: bf16 where the hardware multiplies it fast, else fp32."""
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    devices: PositiveInt = 1
+    strategy: Literal["auto", "ddp"] = "auto"
+    num_workers: NonNegativeInt = 2
+    validation_patients: tuple[str, ...] = ()
+    """Patient folders held out; empty: validation_share of the patients, drawn by the seed."""
+    validation_share: Probability = 0.15
+    validation_slices: PositiveInt = 16
+    """Slices of the held-out patients that each validation looks at."""
+    validate_every: PositiveInt = 1000
+    """Optimiser steps between validations."""
+    checkpoint_every: PositiveInt = 500
+    """Optimiser steps between checkpoints to resume from."""
