@@ -3,6 +3,8 @@
 import csv
 import hashlib
 import logging
+import os
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -12,12 +14,13 @@ from medqdm import io
 from medqdm.enhance import Track, check_output, enhance_volume
 from medqdm.enhancer import Enhancer
 from medqdm.errors import MedQDMError
-from medqdm.io.whole import whole_file
-from medqdm.volume import Volume
+from medqdm.io.whole import alone, whole_file
+from medqdm.volume import ENHANCED_BEFORE, Volume
 
 SUMMARY_FILE = "summary.csv"
 DONE = ("enhanced", "finished before")
 _PREFIX, _DIGITS = "series-", 12
+_BESIDE = "NIfTI, NRRD or MetaImage file beside DICOM series"
 logger = logging.getLogger(__name__)
 
 
@@ -26,20 +29,24 @@ class Row:
     """A line of ``summary.csv``: one series that was found; nothing of the patient.
 
     ``status`` is ``waiting``, ``enhanced``, ``finished before``, ``scout`` (left out: a projection
-    cannot be enhanced), ``refused`` (its headers tell that it cannot be read) or ``failed``.
-    ``series`` is the SeriesInstanceUID, or the name of a volume file. ``output`` is the folder.
+    cannot be enhanced), ``enhanced already`` (left out: an output of medqdm), ``refused`` (its
+    headers tell that it cannot be read) or ``failed``. ``skipped`` stands for files of no series:
+    ``slices`` is their number and ``message`` the reason. ``series`` is the SeriesInstanceUID, or
+    the name of a volume file. ``output`` is the folder. ``left_out`` counts slices of the series
+    that were not enhanced with it: damaged, duplicates, scouts, on another grid.
     """
 
     output: str
     kind: str
     series: str
     slices: int
-    rows: int
-    columns: int
-    spacing_z_mm: float
-    spacing_y_mm: float
-    spacing_x_mm: float
+    rows: int = 0
+    columns: int = 0
+    spacing_z_mm: float = 0.0
+    spacing_y_mm: float = 0.0
+    spacing_x_mm: float = 0.0
     status: str = "waiting"
+    left_out: int | None = None
     seconds_per_slice: float | None = None
     share_refined: float | None = None
     mean_shift_hu: float | None = None
@@ -54,8 +61,8 @@ class Row:
         return self.status in ("refused", "failed")
 
 
-def find_many(root: Path) -> list[io.SeriesSummary]:
-    """The series that ``enhance_all`` would take.
+def find_many(root: Path) -> io.Inventory:
+    """The series that ``enhance_all`` would take, and what is skipped.
 
     DICOM series; the NIfTI, NRRD and MetaImage files only where there are none, so that a mask
     beside a series is not taken for a CT.
@@ -67,9 +74,12 @@ def find_many(root: Path) -> list[io.SeriesSummary]:
         MedQDMError: the path does not exist.
     """
     if root.is_file():
-        return []
-    found = io.take_inventory(root).series
-    return [s for s in found if s.kind == "dicom"] or list(found)
+        return io.Inventory((), {})
+    found = io.take_inventory(root)
+    series = tuple(s for s in found.series if s.kind == "dicom") or found.series
+    passed_over = len(found.series) - len(series)
+    skipped = found.skipped | ({_BESIDE: passed_over} if passed_over else {})
+    return io.Inventory(series, skipped)
 
 
 def enhance_all(  # noqa: PLR0913  (all by keyword but three)
@@ -77,7 +87,7 @@ def enhance_all(  # noqa: PLR0913  (all by keyword but three)
     root: str | Path,
     out: str | Path,
     *,
-    found: Sequence[io.SeriesSummary] | None = None,
+    found: io.Inventory | None = None,
     resume: bool = False,
     overwrite: bool = False,
     skip_bad: bool = False,
@@ -99,11 +109,13 @@ def enhance_all(  # noqa: PLR0913  (all by keyword but three)
         found: what ``find_many`` gave for ``root``, where it was called already.
         resume: leave out what is finished, go on where an interrupted run stopped.
         overwrite: replace earlier outputs of the same series, each at its own end.
-        skip_bad: leave damaged DICOM slices out instead of refusing their series.
+        skip_bad: leave damaged DICOM slices out instead of refusing their series; ``left_out``
+            counts them.
         announce: called with the model and each volume before the work on it begins.
         report: called with each row when its series is done, or given up.
         track: wraps the slices of each series.
-        **options: ``file_format``, ``transfer_syntax`` and ``dates`` of ``enhance_volume``.
+        **options: ``file_format``, ``transfer_syntax``, ``dates``, ``segmentation`` and
+            ``parametric_map`` of ``enhance_volume``.
 
     Returns:
         The rows of the summary.
@@ -113,51 +125,67 @@ def enhance_all(  # noqa: PLR0913  (all by keyword but three)
     """
     root, out = Path(root), Path(out)
     check_output(root, out, overwrite=overwrite or resume, marker=SUMMARY_FILE)
-    series = list(find_many(root) if found is None else found)
-    if not any(summary.problem is None for summary in series):
+    found = found or find_many(root)
+    pairs = [(summary, _row(root, summary, skip_bad=skip_bad)) for summary in found.series]
+    if not any(row.status == "waiting" for _, row in pairs):
         raise MedQDMError(
-            f"{root}: must hold a CT series that can be enhanced, got {len(series)} that cannot; "
+            f"{root}: must hold a CT series that can be enhanced, got {len(pairs)} that cannot; "
             "'medqdm info' tells why"
         )
-    rows = [_row(root, summary) for summary in series]
-    _write_summary(rows, out)
-    for summary, row in zip(series, rows, strict=True):
-        if row.status == "waiting":
-            try:
-                volume = io.read(
-                    summary.path, series=summary.series_instance_uid, skip_bad=skip_bad
-                )
-                announce(enhancer, volume)
-                done = enhance_volume(
-                    enhancer,
-                    volume,
-                    out / row.output,
-                    resume=resume,
-                    overwrite=overwrite,
-                    track=track,
-                    **options,
-                )
-                row.status = DONE[1] if done.finished is not None else DONE[0]
-                numbers = done.numbers()
-                for name in ("seconds_per_slice", "share_refined", "mean_shift_hu",
-                             "lr_consistency_hu", "clipped_voxels"):  # fmt: skip
-                    setattr(row, name, numbers[name])
-                row.warnings = len(done.warnings)
-            except MedQDMError as error:
-                row.status, row.message = "failed", str(error)
-            except Exception as error:  # a bug must not cost the other series
-                logger.exception("series %s failed", row.output)
-                row.status, row.message = "failed", f"internal error ({type(error).__name__})"
+
+    def enhance(summary: io.SeriesSummary, row: Row) -> None:
+        volume = io.read(
+            summary.path,
+            series=summary.series_instance_uid,
+            skip_bad=skip_bad,
+            files=summary.files or None,
+        )
+        _describe(row, volume)
+        announce(enhancer, volume)
+        done = enhance_volume(
+            enhancer,
+            volume,
+            out / row.output,
+            resume=resume,
+            overwrite=overwrite,
+            track=track,
+            **options,
+        )
+        row.status = DONE[1] if done.finished is not None else DONE[0]
+        numbers = done.numbers()
+        for name in ("seconds_per_slice", "share_refined", "mean_shift_hu", "lr_consistency_hu",
+                     "clipped_voxels"):  # fmt: skip
+            setattr(row, name, numbers[name])
+        row.warnings = len(done.warnings)
+
+    skipped = [
+        Row("", "file", "", count, status="skipped", message=reason)
+        for reason, count in sorted(found.skipped.items())
+    ]
+    rows = [*(row for _, row in pairs), *skipped]
+    with alone(out / "batch"):
         _write_summary(rows, out)
-        report(row)
+        for summary, row in pairs:
+            if row.status == "waiting":
+                try:
+                    enhance(summary, row)
+                except MedQDMError as error:
+                    row.status, row.message = "failed", str(error)
+                except Exception as error:  # a bug must not cost the other series
+                    where = "".join(traceback.format_tb(error.__traceback__))
+                    what = type(error).__name__  # its text might quote what a header holds
+                    logger.error("series %s failed: %s\n%s", row.output, what, where)
+                    row.status, row.message = "failed", f"internal error ({what})"
+            _write_summary(rows, out)
+            report(row)
     return rows
 
 
-def _row(root: Path, summary: io.SeriesSummary) -> Row:
+def _row(root: Path, summary: io.SeriesSummary, *, skip_bad: bool) -> Row:
     uid = summary.series_instance_uid
     name = uid or summary.path.relative_to(root).as_posix()
     row = Row(
-        output=_PREFIX + hashlib.sha256(name.encode()).hexdigest()[:_DIGITS],
+        output=_PREFIX + hashlib.sha256(os.fsencode(name)).hexdigest()[:_DIGITS],
         kind=summary.kind,
         series=uid or summary.path.name,
         slices=summary.num_slices,
@@ -167,17 +195,28 @@ def _row(root: Path, summary: io.SeriesSummary) -> Row:
         spacing_y_mm=summary.spacing_mm[1],
         spacing_x_mm=summary.spacing_mm[2],
     )
-    if summary.problem is not None:
-        scout = "localizers only" in summary.problem
-        row.status, row.message = "scout" if scout else "refused", summary.problem
+    problem = summary.problem or ""
+    if "localizers only" in problem:
+        row.status, row.message = "scout", problem
+    elif problem and not (skip_bad and summary.kind == "dicom"):  # else its good slices may do
+        row.status, row.message = "refused", problem
+    elif summary.is_enhanced:
+        row.status, row.message = "enhanced already", f"series {name}: {ENHANCED_BEFORE}"
     return row
+
+
+def _describe(row: Row, volume: Volume) -> None:
+    """What was read, which is less than what lies there if slices were left out."""
+    row.left_out = volume.source.left_out
+    row.slices, row.rows, row.columns = volume.shape
+    row.spacing_y_mm, row.spacing_x_mm = volume.spacing_mm
 
 
 def _write_summary(rows: Sequence[Row], out: Path) -> None:
     names = [f.name for f in fields(Row)]
     with (
         whole_file(out / SUMMARY_FILE, overwrite=True) as partial,
-        partial.open("w", newline="", encoding="utf-8") as file,
+        partial.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
     ):
         writer = csv.DictWriter(file, names)
         writer.writeheader()

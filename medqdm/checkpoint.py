@@ -43,6 +43,7 @@ _PREFIXES = re.compile(r"^((module|_orig_mod|model|ema_model|first_stage_model)\
 State = Mapping[str, Tensor]
 Autoencoder = KLAutoencoder | LightAutoencoder
 Network = TypeVar("Network", bound=nn.Module)
+Build = Callable[[Task], nn.Module]
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,22 @@ class Checkpoint:
     autoencoder: Autoencoder
     qdm: QDM | None
     regions: RegionHeads | None
+    record: dict[str, Any]
+    sha256: str
+
+
+class Stored(NamedTuple):
+    """What a weights file holds, before its networks are built.
+
+    Args:
+        task: the task that the weights belong to.
+        states: name of each network to its weights.
+        record: how they were trained: any JSON.
+        sha256: digest of the file, for reports.
+    """
+
+    task: Task
+    states: dict[str, dict[str, Tensor]]
     record: dict[str, Any]
     sha256: str
 
@@ -144,20 +161,45 @@ def save(
     Raises:
         MedQDMError: a weight is not finite or does not fit into the dtype.
     """
+    networks: dict[str, tuple[Build, State]] = {
+        "autoencoder": (build_autoencoder, autoencoder_state)
+    }
+    if qdm_state is not None:
+        networks["qdm"] = build_qdm, qdm_state
+    if regions_state is not None:
+        networks["regions"] = build_regions, regions_state
+    write_networks(path, networks, task=task, record=record, dtype=dtype)
+
+
+def write_networks(
+    path: Path,
+    networks: Mapping[str, tuple[Build, State]],
+    *,
+    task: Task,
+    record: Mapping[str, Any],
+    dtype: Literal["float16", "float32"],
+) -> None:
+    """Write networks of any kind with their task; the file appears whole or not at all.
+
+    Args:
+        path: where to; its folder is made, an existing file is replaced.
+        networks: name, without a dot, to what builds it from the task, and its weights.
+        task: the task that the weights belong to.
+        record: how they were trained: any JSON.
+        dtype: how numbers are stored.
+
+    Raises:
+        MedQDMError: a weight is not finite or does not fit into the dtype.
+    """
     tensors: dict[str, Tensor] = {}
-    for network, build, state in (
-        ("autoencoder", build_autoencoder, autoencoder_state),
-        ("qdm", build_qdm, qdm_state),
-        ("regions", build_regions, regions_state),
-    ):
-        if state is not None:
-            stored = {n: v.detach().to("cpu", getattr(torch, dtype)) for n, v in state.items()}
-            _check(build, task, stored, where=f"{path.name}: {network}")
-            # safetensors wants each tensor to own its memory
-            tensors |= {
-                f"{network}.{n}": v.clone(memory_format=torch.contiguous_format)
-                for n, v in stored.items()
-            }
+    for network, (build, state) in networks.items():
+        stored = {n: v.detach().to("cpu", getattr(torch, dtype)) for n, v in state.items()}
+        _check(build, task, stored, where=f"{path.name}: {network}")
+        # safetensors wants each tensor to own its memory
+        tensors |= {
+            f"{network}.{n}": v.clone(memory_format=torch.contiguous_format)
+            for n, v in stored.items()
+        }
     metadata = {
         _FORMAT_KEY: FORMAT,
         "task": task.model_dump_json(),
@@ -176,8 +218,33 @@ def load(path: Path) -> Checkpoint:
     """Read a weights file and build its networks.
 
     Raises:
-        MedQDMError: no such file, not a medqdm weights file, damaged, or weights that do not fit
-            their task or are not finite.
+        MedQDMError: no such file, not a medqdm weights file, damaged, a rival's weights, or weights
+            that do not fit their task or are not finite.
+    """
+    task, states, record, sha256 = read_networks(path)
+    if task.rival is not None:
+        raise MedQDMError(
+            f"{path.name}: must be weights of a QDM, got a rival's ({task.rival.network}); "
+            "medqdm evaluate --against takes them"
+        )
+    where = path.name
+    autoencoder = build_from(
+        build_autoencoder, task, states.get("autoencoder", {}), where=f"{where}: autoencoder"
+    )
+    qdm = None
+    if "qdm" in states:
+        qdm = build_from(build_qdm, task, states["qdm"], where=f"{where}: qdm")
+    regions = None
+    if "regions" in states:
+        regions = build_from(build_regions, task, states["regions"], where=f"{where}: regions")
+    return Checkpoint(task, autoencoder, qdm, regions, record, sha256)
+
+
+def read_networks(path: Path) -> Stored:
+    """Read a weights file of any kind.
+
+    Raises:
+        MedQDMError: no such file, not a medqdm weights file, or damaged.
     """
     tensors, metadata = _read(path)
     version = metadata.get(_FORMAT_KEY)
@@ -198,22 +265,13 @@ def load(path: Path) -> Checkpoint:
     except (KeyError, TypeError, json.JSONDecodeError):
         raise _damaged(path.name) from None
     task = parse_task(settings, where=path.name)
-    states: dict[str, dict[str, Tensor]] = {"autoencoder": {}, "qdm": {}, "regions": {}}
+    states: dict[str, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         network, _, rest = name.partition(".")
         states.setdefault(network, {})[rest] = value
-    autoencoder = _build(
-        build_autoencoder, task, states["autoencoder"], where=f"{path.name}: autoencoder"
-    )
-    qdm = None
-    if states["qdm"]:
-        qdm = _build(build_qdm, task, states["qdm"], where=f"{path.name}: qdm")
-    regions = None
-    if states["regions"]:
-        regions = _build(build_regions, task, states["regions"], where=f"{path.name}: regions")
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return Checkpoint(task, autoencoder, qdm, regions, record, sha256)
+    return Stored(task, states, record, sha256)
 
 
 def import_weights(*, qdm: Path | None, autoencoder: Path | None, task: Task) -> Imported:
@@ -276,7 +334,7 @@ def _transformer(sizes: QDMSizes, task: Task, *, where: str) -> dict[str, Any]:
     )
 
 
-def _check(build: Callable[[Task], nn.Module], task: Task, state: State, *, where: str) -> None:
+def _check(build: Build, task: Task, state: State, *, where: str) -> None:
     """Refuse weights that are not finite or do not fit the network of their task."""
     with torch.device("meta"):
         expected = {name: tuple(value.shape) for name, value in build(task).state_dict().items()}
@@ -295,9 +353,20 @@ def _check(build: Callable[[Task], nn.Module], task: Task, state: State, *, wher
             )
 
 
-def _build(
+def build_from(
     build: Callable[[Task], Network], task: Task, state: dict[str, Tensor], *, where: str
 ) -> Network:
+    """A network with weights from a file, float32 on the CPU, in evaluation mode.
+
+    Args:
+        build: makes it from the task.
+        task: the task that the weights belong to.
+        state: the weights.
+        where: names them in messages.
+
+    Raises:
+        MedQDMError: weights that do not fit their task or are not finite.
+    """
     _check(build, task, state, where=where)
     with torch.device("meta"):  # no time for a random start that is replaced at once
         network = build(task)

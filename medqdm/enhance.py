@@ -2,26 +2,33 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from medqdm import io, picture
 from medqdm.enhancer import Enhancer
 from medqdm.errors import MedQDMError
+from medqdm.io.dicom_objects import write_parametric_map, write_segmentation
 from medqdm.io.slice_archive import SliceArchive
 from medqdm.io.whole import check_folder
 from medqdm.jobs import EnhancedSlice
 from medqdm.loading import ModelOptions, load_enhancer
 from medqdm.record import Summary, describe, run_record
+from medqdm.report import ReportContent, SlicePair, render_report, tally_slice
 from medqdm.streaming import map_behind
 from medqdm.version import __version__
 from medqdm.volume import Volume
 
+REPORT_FILE = "report.html"
+OVERLAYS = "overlays"  # the folder of DICOM objects beside the series
+_TALLY = "tally"
+_CELL_LR_PX = 2
 Track = Callable[[Iterable[EnhancedSlice], int], Iterable[EnhancedSlice]]
 
 
@@ -33,6 +40,8 @@ def enhance_volume(  # noqa: PLR0913  (all by keyword but three)
     file_format: str = "dicom",
     transfer_syntax: str = "explicit",
     dates: str = "now",
+    segmentation: bool = False,
+    parametric_map: bool = False,
     resume: bool = False,
     overwrite: bool = False,
     track: Track = lambda slices, _total: slices,
@@ -40,10 +49,11 @@ def enhance_volume(  # noqa: PLR0913  (all by keyword but three)
     """Enhance a volume and write it into a folder that appears whole or not at all.
 
     The folder holds the DICOM series (or ``enhanced.nii.gz``, ``.nrrd``, ``.mha``), ``run.json``
-    (what was done, with what), ``comparison.png`` (the middle slice before and after) and
-    ``refined.npz`` (``refined``: ``(z, rows, columns)`` bool cells of 2 x 2 input pixels); with
-    several draws ``uncertainty.npz`` too (``deviation_hu``: their standard deviation per output
-    pixel, ``(z, y, x)`` float16 in HU).
+    (what was done, with what), ``report.html`` (the same for people, with pictures),
+    ``comparison.png`` (the middle slice before and after) and ``refined.npz`` (``refined``:
+    ``(z, rows, columns)`` bool cells of 2 x 2 input pixels); with several draws
+    ``uncertainty.npz`` too (``deviation_hu``: their standard deviation per output pixel,
+    ``(z, y, x)`` float16 in HU).
 
     Args:
         enhancer: the loaded model.
@@ -52,6 +62,8 @@ def enhance_volume(  # noqa: PLR0913  (all by keyword but three)
         file_format: one of ``io.FORMATS``.
         transfer_syntax: of a DICOM series, see ``io.SeriesSettings``.
         dates: of a DICOM series, see ``io.SeriesSettings``.
+        segmentation: write the refined regions as a DICOM object into ``overlays`` too.
+        parametric_map: the same for the uncertainty of a model with several draws.
         resume: go on where an interrupted run with the same input, weights and settings stopped,
             do nothing if it ended well, and keep what is done if this one is interrupted.
         overwrite: replace a folder that has files in it, at the very end.
@@ -60,9 +72,13 @@ def enhance_volume(  # noqa: PLR0913  (all by keyword but three)
     Raises:
         MedQDMError: the output folder is in use, or the format cannot hold this geometry.
     """
+    check_overlays(
+        file_format, enhancer.draws, segmentation=segmentation, parametric_map=parametric_map
+    )
     enhancer.prepare(volume)
     settings = _series_settings(enhancer, transfer_syntax, dates)
-    identity = _identity(enhancer, volume, settings, file_format)
+    overlays = {"segmentation": segmentation, "parametric_map": parametric_map}
+    identity = _identity(enhancer, volume, settings, file_format, overlays)
     if resume and (run := _finished(out, identity)):
         return Summary(num_slices=len(volume.hu), finished=run["summary"], warnings=run["warnings"])
     with io.open_output(
@@ -80,7 +96,12 @@ def enhance_volume(  # noqa: PLR0913  (all by keyword but three)
         summary.clipped = output.num_clipped
         _add_companions(output, enhancer, volume)
         run = run_record(enhancer, volume, summary, file_format)
-        run["output"] |= {"transfer_syntax": transfer_syntax, "identity": identity}
+        run["output"] |= {
+            "transfer_syntax": transfer_syntax,
+            "identity": identity,
+            "overlays": _add_overlays(output, enhancer, overlays),
+        }
+        _add_report(output, volume, run)
         text = json.dumps(run, indent=2) + "\n"
         (output.folder / io.RUN_FILE).write_text(text, encoding="utf-8")
     return summary
@@ -94,14 +115,15 @@ def _enhance_into(output: io.Output, enhancer: Enhancer, volume: Volume, track: 
         summary = Summary(**output.notes[-1]["summary"])
         enhancer.take_batch_size(output.facts["batch_size"])
 
-    def measure(done: EnhancedSlice) -> tuple[EnhancedSlice, dict[str, Any]]:
-        summary.add(done, volume.hu[done.z])
+    def measure(done: EnhancedSlice) -> tuple[EnhancedSlice, dict[str, Any], NDArray[Any]]:
+        lr_hu = volume.hu[done.z]
+        summary.add(done, lr_hu)
         note = {"summary": asdict(summary), "redone": done.z in enhancer.redone}
-        return done, note
+        return done, note, tally_slice(lr_hu, done.hu, done.refined, done.deviation_hu)
 
-    def take(measured: tuple[EnhancedSlice, dict[str, Any]]) -> None:
-        done, note = measured
-        arrays = {"refined": done.refined}
+    def take(measured: tuple[EnhancedSlice, dict[str, Any], NDArray[Any]]) -> None:
+        done, note, tally = measured
+        arrays: dict[str, NDArray[Any]] = {"refined": done.refined, _TALLY: tally}
         if done.deviation_hu is not None:
             arrays["deviation_hu"] = done.deviation_hu.astype(np.float16)
         output.take(done.z, done.hu, arrays, note)
@@ -119,10 +141,10 @@ def _add_companions(output: io.Output, enhancer: Enhancer, volume: Volume) -> No
     if enhancer.draws > 1:
         archives["deviation_hu"] = "uncertainty"
     for array, name in archives.items():
-        with closing(SliceArchive(array, len(volume.hu))) as archive:
+        file = output.folder / f"{name}.npz"
+        with closing(SliceArchive(file, array, len(volume.hu))) as archive:
             for image in output.arrays(array):
                 archive.add(image)
-            archive.save(output.folder / f"{name}.npz")
     middle = len(volume.hu) // 2
     figure = picture.compare(
         volume.hu[middle],
@@ -133,6 +155,40 @@ def _add_companions(output: io.Output, enhancer: Enhancer, volume: Volume) -> No
         "not for diagnostic use",
     )
     picture.save(figure, output.folder / "comparison.png")
+
+
+def _add_overlays(output: io.Output, enhancer: Enhancer, overlays: Mapping[str, bool]) -> list[str]:
+    """The DICOM objects that were asked for, and their names in the output folder."""
+    folder = output.folder / OVERLAYS
+    slices = sorted(output.folder.glob("IM*.dcm"))
+    files: list[Path] = []
+    if any(overlays.values()):
+        folder.mkdir()
+    if overlays["segmentation"]:
+        files += write_segmentation(
+            slices,
+            lambda z: output.array("refined", z),
+            folder,
+            cell_px=_CELL_LR_PX * enhancer.task.upscale,
+            threshold_hu=enhancer.task.threshold_hu,
+        )
+    if overlays["parametric_map"]:
+        files += write_parametric_map(
+            slices, lambda z: output.array("deviation_hu", z), folder, draws=enhancer.draws
+        )
+    return [f"{OVERLAYS}/{file.name}" for file in files]
+
+
+def _add_report(output: io.Output, volume: Volume, run: Mapping[str, Any]) -> None:
+    def pair(z: int) -> SlicePair:
+        deviation = None
+        if run["draws"] > 1:
+            deviation = output.array("deviation_hu", z).astype(np.float32)
+        return SlicePair(z, volume.hu[z], output.hu(z), output.array("refined", z), deviation)
+
+    tallies = np.stack(list(output.arrays(_TALLY)))
+    html = render_report(ReportContent(run, volume, tallies, pair))
+    (output.folder / REPORT_FILE).write_text(html, encoding="utf-8")
 
 
 def _series_settings(enhancer: Enhancer, transfer_syntax: str, dates: str) -> io.SeriesSettings:
@@ -150,11 +206,15 @@ def _series_settings(enhancer: Enhancer, transfer_syntax: str, dates: str) -> io
 
 
 def _identity(
-    enhancer: Enhancer, volume: Volume, settings: io.SeriesSettings, file_format: str
+    enhancer: Enhancer,
+    volume: Volume,
+    settings: io.SeriesSettings,
+    file_format: str,
+    overlays: Mapping[str, bool],
 ) -> str:
     """A digest of all that the files of an output depend on."""
     parts = [io.identify(volume, settings), settings.transfer_syntax, settings.dates, file_format,
-             str(enhancer.draws)]  # fmt: skip
+             str(enhancer.draws), sorted(overlays.items())]  # fmt: skip
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
@@ -179,6 +239,8 @@ class WriteOptions(TypedDict, total=False):
     file_format: str
     transfer_syntax: str
     dates: str
+    segmentation: bool
+    parametric_map: bool
     resume: bool
     overwrite: bool
     track: Track
@@ -222,10 +284,42 @@ def enhance_series(
     output = {name: value for name, value in options.items() if name not in model}
     replaces = options.get("overwrite", False) or options.get("resume", False)
     check_output(Path(series), Path(out), overwrite=replaces)
+    check_overlays(
+        options.get("file_format", "dicom"),
+        options.get("uncertainty") or options.get("mean") or 1,
+        segmentation=options.get("segmentation", False),
+        parametric_map=options.get("parametric_map", False),
+    )
     volume = io.read(series, series=series_uid, slice_axis=slice_axis, skip_bad=skip_bad)
     enhancer = load_enhancer(**cast(ModelOptions, model))
     announce(enhancer, volume)
     return enhance_volume(enhancer, volume, Path(out), **cast(WriteOptions, output))
+
+
+def check_overlays(
+    file_format: str, draws: int, *, segmentation: bool, parametric_map: bool
+) -> None:
+    """Refuse, before any work is done, DICOM objects that an output cannot have.
+
+    Args:
+        file_format: of the output.
+        draws: of each slice.
+        segmentation: whether the refined regions are asked for.
+        parametric_map: whether the uncertainty is.
+
+    Raises:
+        MedQDMError: the output is no DICOM, or there is no uncertainty.
+    """
+    for option, is_asked in (("segmentation", segmentation), ("parametric-map", parametric_map)):
+        if is_asked and file_format != "dicom":
+            raise MedQDMError(
+                f"--{option}: must go with --format dicom, got {file_format}; leave it out"
+            )
+    if parametric_map and draws < 2:
+        raise MedQDMError(
+            "--parametric-map: must go with several draws of each slice, got one; "
+            "add --uncertainty 8"
+        )
 
 
 def check_output(series: Path, out: Path, *, overwrite: bool, marker: str = io.RUN_FILE) -> None:

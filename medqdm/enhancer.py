@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
-from typing import get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from medqdm.engine import Engine, Enhanced, autocast, is_bf16_fast, uncertainty
 from medqdm.errors import MedQDMError
 from medqdm.jobs import EnhancedSlice, SliceJob, Tile, steadied
 from medqdm.streaming import map_behind, prefetch
-from medqdm.volume import Volume
+from medqdm.volume import ENHANCED_BEFORE, Volume
 
 TILES_PER_BATCH = {"cpu": 1, "cuda": 8}  # until a GPU's free memory is known
 MOST_TILES = 64  # beyond, a larger batch only costs memory
@@ -53,11 +53,48 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+class Opened(NamedTuple):
+    """A model as its weights file gives it.
+
+    Args:
+        engine: its networks, on the CPU, in evaluation mode.
+        record: how it was trained.
+        sha256: digest of the file.
+    """
+
+    engine: Engine
+    record: dict[str, Any]
+    sha256: str
+
+
+def open_engine(weights: Path, overrides: Sequence[str]) -> Opened:
+    """The engine of a QDM.
+
+    Args:
+        weights: a medqdm weights file.
+        overrides: ``key=value`` settings of the task that the weights carry.
+
+    Raises:
+        MedQDMError: the weights or a setting do not fit.
+    """
+    loaded = checkpoint.load(weights)
+    if loaded.qdm is None:
+        raise MedQDMError(
+            f"{weights}: must hold a whole model, got a KL-VAE alone; "
+            "use the weights.safetensors of a finished run"
+        )
+    task = override(loaded.task, overrides)
+    engine = Engine(task, loaded.autoencoder, loaded.qdm, loaded.regions).eval()
+    # the inputs of its convolutions are channels-last (Engine), so are their weights
+    engine.autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Opened(engine, loaded.record, loaded.sha256)
+
+
 class Enhancer:
     """A loaded model, ready for any number of volumes.
 
     Args:
-        weights: a medqdm weights file.
+        weights: a medqdm weights file, or what was opened of one.
         device: see ``choose_device``.
         precision: ``fp32``, ``bf16``, or ``auto``: bf16 where the device multiplies it in hardware
             and a check on the volume finds it within 2 HU of fp32.
@@ -84,7 +121,7 @@ class Enhancer:
 
     def __init__(
         self,
-        weights: Path,
+        weights: Path | Opened,
         *,
         device: str = "auto",
         precision: Precision = "auto",
@@ -100,15 +137,9 @@ class Enhancer:
             raise MedQDMError(f"--precision: must be auto, fp32 or bf16, got {precision!r}")
         if batch_size is not None and batch_size < 1:
             raise MedQDMError(f"--batch-size: must be 1 tile or more, got {batch_size}")
-        loaded = checkpoint.load(weights)
-        if loaded.qdm is None:
-            raise MedQDMError(
-                f"{weights}: must hold a whole model, got a KL-VAE alone; "
-                "use the weights.safetensors of a finished run"
-            )
-        self.task: Task = override(loaded.task, overrides)
-        self.record = loaded.record
-        self.sha256 = loaded.sha256
+        opened = open_engine(weights, overrides) if isinstance(weights, Path) else weights
+        engine, self.record, self.sha256 = opened
+        self.task: Task = engine.task
         self.device = choose_device(device)
         self.asked_precision: Precision = precision
         self.precision: Precision = self._wanted_precision()
@@ -120,11 +151,7 @@ class Enhancer:
         self._finds_batch_size = batch_size is None and self.device.type == "cuda"
         self._prepared: Volume | None = None
         self._seconds_per_px = 0.0
-        self.engine = (
-            Engine(self.task, loaded.autoencoder, loaded.qdm, loaded.regions).to(self.device).eval()
-        )
-        # the inputs of its convolutions are channels-last (Engine), so are their weights
-        self.engine.autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.engine = engine.to(self.device)
 
     def _wanted_precision(self) -> Precision:
         if self.asked_precision == "auto":
@@ -140,6 +167,8 @@ class Enhancer:
     def warnings(self, volume: Volume) -> list[str]:
         """What a user should know before trusting the result, one sentence each."""
         found = list(volume.source.warnings)
+        if volume.source.is_enhanced:
+            found.append(ENHANCED_BEFORE)
         if self.trained_spacing_mm is not None:
             low, high = self.trained_spacing_mm
             spacing = volume.spacing_mm

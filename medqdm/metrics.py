@@ -14,6 +14,18 @@ from medqdm.window import Window
 Image = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
+# Half-open ranges in HU. Below -950 lies what emphysema studies count as air (Gevenois et al., Am J
+# Respir Crit Care Med 1996); -500 is the usual upper end of aerated lung; -190 to -30 and -29 to
+# 150 are the thresholds of body composition for fat and lean soft tissue (Mitsiopoulos et al., J
+# Appl Physiol 1998). Bone begins at 300, above most vessels with contrast agent. What lies between
+# two ranges is mostly partial volume and belongs to none.
+TISSUES: dict[str, tuple[float, float]] = {
+    "air": (-np.inf, -950.0),
+    "lung": (-950.0, -500.0),
+    "fat": (-190.0, -30.0),
+    "soft tissue": (-30.0, 150.0),
+    "bone": (300.0, np.inf),
+}
 EDGE_REACH_PX = 8  # an edge is looked at this far to either side
 EDGE_STEP_HU = 300.0  # smallest step that counts as a strong edge
 EDGE_FLATNESS = 0.1  # largest deviation beside an edge, as a share of its step

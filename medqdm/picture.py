@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch.nn import functional
@@ -14,7 +15,52 @@ from medqdm.window import Window
 
 Image = NDArray[np.float32]
 REFINED_RGB = (0.90, 0.62, 0.0)  # orange of Okabe and Ito's palette, told apart by all eyes
+SYNTHETIC = "SYNTHETIC DETAIL"  # on every picture that shows enhanced pixels
 PANEL_INCHES = 3.2
+PRESETS = {
+    "lung": Window(-600, 1500),
+    "soft tissue": Window(40, 400),
+    "bone": Window(400, 1800),
+    "brain": Window(40, 80),
+    "subdural": Window(75, 215),
+}
+# Dark in the middle, as the eye compares with a dark CT; blue against yellow is told apart by all.
+DIFFERENCE_COLORS = LinearSegmentedColormap.from_list(
+    "difference", ["#b8e2ff", "#3d9be0", "#0b3a63", "#101010", "#6b4a00", "#e0a020", "#fff0b0"]
+)
+_LETTERS = (("R", "L"), ("A", "P"), ("F", "H"))  # towards smaller and larger LPS coordinates
+_OBLIQUE = 0.25  # a direction gets a second letter from 14 degrees on
+
+
+def orientation_letters(step_mm: NDArray[np.float64]) -> tuple[str, str]:
+    """Which side of the patient lies against and along a step.
+
+    Args:
+        step_mm: LPS vector, such as ``Volume.x_step_mm``.
+
+    Returns:
+        Letters of R, L, A, P, F (feet), H (head); two or three where the step is oblique.
+
+    >>> orientation_letters(np.array([0.7, 0.0, 0.0]))
+    ('R', 'L')
+    >>> orientation_letters(np.array([0.0, -0.3, 0.6]))
+    ('FP', 'HA')
+    """
+    direction = step_mm / np.linalg.norm(step_mm)
+    order = [k for k in np.argsort(-np.abs(direction)) if abs(direction[k]) >= _OBLIQUE]
+    along = "".join(_LETTERS[k][int(direction[k] > 0)] for k in order)
+    against = "".join(_LETTERS[k][int(direction[k] < 0)] for k in order)
+    return against, along
+
+
+def scale_bar_mm(width_mm: float) -> float:
+    """A round length, at most a quarter of the width: 1, 2 or 5 times a power of ten."""
+    return _round_down(width_mm / 4)
+
+
+def _round_down(value: float) -> float:
+    power = 10.0 ** np.floor(np.log10(value))
+    return float(max(step for step in (1, 2, 5) if step * power <= value) * power)
 
 
 def upsample_bicubic(lr_hu: Image, factor: int) -> Image:

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from medqdm.errors import MedQDMError
 
 EDGE_TOLERANCE_MM = 1e-3  # outer edges may move by 1 um at the most
+ENHANCED_BEFORE = "medqdm made it: its detail is synthetic already; enhance its source instead"
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
@@ -103,12 +104,19 @@ class Source:
             NIfTI: ``{"header": Nifti1Header, "slice_axis": int}``.
             ITK: the image's metadata dictionary and its slice axis.
         warnings: what the reader found odd, one sentence each, free of patient data.
+        acquisition: which one it is of several in one DICOM series, from 1; 0 if there is one.
+        left_out: DICOM slices of the series that are not in the volume: damaged, duplicates,
+            scouts, on another grid.
+        is_enhanced: whether medqdm made it.
     """
 
     kind: str
     label: str
     headers: Any = None
     warnings: tuple[str, ...] = ()
+    acquisition: int = 0
+    left_out: int = 0
+    is_enhanced: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,17 +1,21 @@
 """Many series: each on its own, one loaded model, failures at the end."""
 
 import csv
+import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 
 from medqdm import batch, cli, enhance, io, loading
 from medqdm.batch import enhance_all, find_many
 from medqdm.enhancer import Enhancer
 from medqdm.errors import MedQDMError
+from medqdm.io import dicom_scan
 from medqdm.volume import Volume
 
 
@@ -38,7 +42,8 @@ def root(ct_series, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def enhancer(weights: Path, monkeypatch: pytest.MonkeyPatch) -> Enhancer:
-    monkeypatch.setattr("medqdm.enhance._add_companions", lambda *_: None)
+    for companion in ("_add_companions", "_add_report"):
+        monkeypatch.setattr(f"medqdm.enhance.{companion}", lambda *_: None)
     return Enhancer(weights, device="cpu", precision="fp32")
 
 
@@ -52,8 +57,11 @@ def test_every_series_is_done_and_failures_are_kept_apart(enhancer, root, tmp_pa
     out = tmp_path / "out"
     rows = enhance_all(enhancer, root, out)
     statuses = sorted(row.status for row in rows)
-    assert statuses == ["enhanced", "enhanced", "refused", "scout"]
+    assert statuses == ["enhanced", "enhanced", "refused", "scout", "skipped"]
     for row in rows:
+        if row.status == "skipped":
+            assert (row.slices, row.message) == (1, "not DICOM")
+            continue
         assert (out / row.output).exists() == (row.status == "enhanced")
         assert row.is_failure == (row.status == "refused")
     done = [row for row in rows if row.status == "enhanced"]
@@ -99,7 +107,7 @@ def test_resume_leaves_out_what_is_finished(enhancer, root, tmp_path) -> None:
         enhance_all(enhancer, root, out)
     rows = enhance_all(enhancer, root, out, resume=True)
     statuses = sorted(row.status for row in rows)
-    assert statuses == ["enhanced", "finished before", "refused", "scout"]
+    assert statuses == ["enhanced", "finished before", "refused", "scout", "skipped"]
     again = enhance_all(enhancer, root, out, resume=True)
     assert sorted(row.status for row in again)[:2] == ["finished before"] * 2
     assert [row.share_refined for row in again] == [row.share_refined for row in rows]
@@ -118,9 +126,106 @@ def test_a_bug_in_one_series_costs_no_other(enhancer, root, tmp_path, monkeypatc
 
     monkeypatch.setattr(batch, "enhance_volume", broken)
     rows = enhance_all(enhancer, root, tmp_path / "out")
-    assert sorted(row.status for row in rows) == ["enhanced", "failed", "refused", "scout"]
+    statuses = sorted(row.status for row in rows)
+    assert statuses == ["enhanced", "failed", "refused", "scout", "skipped"]
     assert "internal error (ZeroDivisionError)" in [row.message for row in rows]
     assert "ZeroDivisionError" in caplog.text
+
+
+def test_each_file_is_looked_into_twice_however_many_series_lie_there(
+    enhancer, ct_series, tmp_path, monkeypatch
+) -> None:
+    """Once to find the series, once to read its own: headers of a whole root are not kept."""
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for name in "abcd":
+        for file in ct_series(np.zeros((2, 16, 16)), folder=f"made/{name}").iterdir():
+            shutil.move(file, flat / f"{name}{file.name}")
+    looked_into: list[str] = []
+    real = dicom_scan.read_header
+    monkeypatch.setattr(
+        dicom_scan, "read_header", lambda file: looked_into.append(file.name) or real(file)
+    )
+    rows = enhance_all(enhancer, flat, tmp_path / "out")
+    assert [row.status for row in rows] == ["enhanced"] * 4
+    assert sorted(looked_into) == sorted([file.name for file in flat.iterdir()] * 2)
+
+
+def test_skip_bad_takes_what_is_whole_and_counts_the_rest(enhancer, root, tmp_path) -> None:
+    made = root / "second" / "deep"
+    for name in ("003", "004"):  # one good slice, one cut in the middle of its header
+        shutil.copy(made / "002", made / name)
+        dataset = pydicom.dcmread(made / name)
+        dataset.SOPInstanceUID = f"1.2.{int(name)}"
+        dataset.ImagePositionPatient = [-11, -17, 30 + 10 * int(name)]
+        dataset.save_as(made / name)
+    (made / "004").write_bytes((made / "004").read_bytes()[:300])
+    rows = enhance_all(enhancer, root, tmp_path / "out", skip_bad=True)
+    assert sorted(row.status for row in rows) == ["enhanced"] * 3 + ["scout", "skipped", "skipped"]
+    (row,) = (r for r in rows if r.left_out)
+    assert (row.slices, row.left_out, row.warnings) == (2, 1, 2)
+    assert io.read(tmp_path / "out" / row.output).shape == (2, 64, 64)
+    (line,) = (x for x in read_summary(tmp_path / "out") if x["left_out"] not in ("", "0"))
+    assert (line["slices"], line["left_out"], line["status"]) == ("2", "1", "enhanced")
+    skipped = {r.message: r.slices for r in rows if r.status == "skipped"}
+    assert skipped == {"damaged DICOM file": 1, "not DICOM": 1}
+
+
+def test_outputs_of_medqdm_are_left_out(enhancer, ct_series, tmp_path) -> None:
+    root = tmp_path / "root"
+    series = ct_series(np.zeros((2, 16, 16)), folder="root/series")
+    enhance.enhance_volume(enhancer, io.read(series), root / "enhanced")
+    rows = enhance_all(enhancer, root, tmp_path / "out")
+    assert sorted(row.status for row in rows) == ["enhanced", "enhanced already", "skipped"]
+    shutil.rmtree(series)
+    with pytest.raises(MedQDMError, match="must hold a CT series that can be enhanced, got 1"):
+        enhance_all(enhancer, root, tmp_path / "again")
+    done = enhance.enhance_volume(enhancer, io.read(root / "enhanced"), tmp_path / "twice")
+    assert any("its detail is synthetic already" in warning for warning in done.warnings)
+
+
+def test_acquisitions_of_one_series_get_numbers_of_their_own(enhancer, ct_series, tmp_path) -> None:
+    same = {"StudyInstanceUID": "1.2.8", "SeriesInstanceUID": "1.2.3",
+            "FrameOfReferenceUID": "1.2.9"}  # fmt: skip
+    for n in (1, 2, 3):
+        hu = np.full((2, 16, 16), n)
+        ct_series(hu, folder=f"root/{4 - n}", AcquisitionNumber=n, **same)
+    for out in ("out", "again"):
+        enhance_all(enhancer, tmp_path / "root", tmp_path / out, dates="source")
+    written = {}
+    for file in sorted((tmp_path / "out").glob("*/IM0001.dcm")):
+        again = tmp_path / "again" / file.relative_to(tmp_path / "out")
+        assert file.read_bytes() == again.read_bytes()
+        dataset = pydicom.dcmread(file, stop_before_pixels=True)
+        written[dataset.AcquisitionNumber] = dataset.SeriesDescription, int(dataset.SeriesNumber)
+    assert [written[n][0] for n in (1, 2, 3)] == [f"Thorax #{n} SRx4 AI" for n in (1, 2, 3)]
+    numbers = [written[n][1] % 10_000 for n in (1, 2, 3)]
+    assert [(number - numbers[0]) % 10_000 for number in numbers] == [0, 1, 2]
+
+
+def test_one_batch_at_a_time(enhancer, root, tmp_path) -> None:
+    other = """if True:
+        import sys
+        from pathlib import Path
+        from medqdm.errors import MedQDMError
+        from medqdm.io.whole import alone
+        try:
+            with alone(Path(sys.argv[1]) / "batch"):
+                pass
+        except MedQDMError as error:
+            print(error)
+        """
+    said = []
+
+    def track(slices, _total):
+        command = [sys.executable, "-c", other, tmp_path / "out"]
+        ended = subprocess.run(command, capture_output=True, text=True, check=True)
+        said.append(ended.stdout)
+        return slices
+
+    enhance_all(enhancer, root, tmp_path / "out", track=track)
+    assert "one run at a time may write an output" in said[0]
+    assert not list((tmp_path / "out").glob(".*"))
 
 
 def test_a_folder_of_somebody_else_is_left_alone(enhancer, root, tmp_path) -> None:
@@ -147,10 +252,14 @@ def test_volume_files_count_only_where_there_is_no_dicom(root, tmp_path) -> None
     volume = Volume.from_spacing(np.zeros((2, 16, 16)), (2, 0.7, 0.7))
     for name in ("one", "two"):
         io.write(volume, volume, tmp_path / "files" / name / "ct.nii.gz")
-    assert [s.kind for s in find_many(tmp_path / "files")] == ["nifti", "nifti"]
-    assert find_many(tmp_path / "files" / "one" / "ct.nii.gz") == []
+    assert [s.kind for s in find_many(tmp_path / "files").series] == ["nifti", "nifti"]
+    assert find_many(tmp_path / "files" / "one" / "ct.nii.gz").series == ()
     shutil.copytree(tmp_path / "files", root / "masks")
-    assert {s.kind for s in find_many(root)} == {"dicom"}
+    found = find_many(root)
+    assert {s.kind for s in found.series} == {"dicom"}
+    assert found.skipped == {
+        "NIfTI, NRRD or MetaImage file beside DICOM series": 2, "not DICOM": 1,
+    }  # fmt: skip
 
 
 def test_volume_files_of_one_name_do_not_meet(enhancer, tmp_path) -> None:
@@ -173,7 +282,8 @@ def test_the_command_line_ends_with_code_3_if_a_series_failed(
         return real(*arguments, **options)
 
     monkeypatch.setattr(loading, "load_enhancer", load)
-    monkeypatch.setattr("medqdm.enhance._add_companions", lambda *_: None)
+    for companion in ("_add_companions", "_add_report"):
+        monkeypatch.setattr(f"medqdm.enhance.{companion}", lambda *_: None)
 
     def run(*options: str) -> tuple[int, str, str]:
         arguments = ["enhance", root, "-o", tmp_path / "out", "--weights", weights,
@@ -190,8 +300,14 @@ def test_the_command_line_ends_with_code_3_if_a_series_failed(
     assert (code, len(loads)) == (3, 1)
     assert "4 series, each to a folder of its own" in out
     assert "2 enhanced" in out
+    assert "skipped 1 file(s): not DICOM" in out
     assert err.count("refused: series ") == 1
     assert "canary" not in (out + err).lower()
+    code, out, err = run("--resume", "--skip-bad")
+    assert code == 0
+    assert "1 enhanced" in out
+    assert re.search(r"enhanced: series-\w+ \(1 slice\(s\) left out\)", out)
+    assert "left out 1 damaged slice(s): 001" in err
     shutil.rmtree(root / "second")
     code, out, _ = run("--resume")
     assert code == 0

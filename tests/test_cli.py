@@ -116,7 +116,7 @@ def test_prepare_then_evaluate(medqdm, weights: Path, tmp_path) -> None:
     assert code == 0, out
     assert "PSNR" in out
     names = {p.name for p in (tmp_path / "evaluation").iterdir()}
-    assert names == {"results.md", "results.json", "pictures.png"}
+    assert names == {"results.md", "results.json", "detail.png", "pictures.png"}
 
 
 def test_import_weights(medqdm, tmp_path) -> None:

@@ -106,7 +106,7 @@ def test_series_to_series(weights: Path, ct_series, tmp_path) -> None:
     out = tmp_path / "out"
     summary = enhance_series(folder, out, weights=weights, device="cpu")
     assert {p.name for p in out.iterdir()} == {
-        "IM0001.dcm", "IM0002.dcm", "run.json", "comparison.png", "refined.npz",
+        "IM0001.dcm", "IM0002.dcm", "run.json", "report.html", "comparison.png", "refined.npz",
     }  # fmt: skip
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
     run = json.loads((out / "run.json").read_text())
@@ -344,10 +344,9 @@ def test_settings_that_cannot_be_are_refused(weights: Path) -> None:
 def test_slices_are_archived_one_by_one(tmp_path) -> None:
     random = np.random.default_rng(0)
     for whole in (random.random((4, 5, 7)) < 0.5, random.normal(size=(3, 4, 6)).astype(np.float16)):
-        kept = SliceArchive("found", len(whole))
+        kept = SliceArchive(tmp_path / "found.npz", "found", len(whole))
         for image in whole:
             kept.add(image[:, ::-1])
-        kept.save(tmp_path / "found.npz")
         kept.close()
         with np.load(tmp_path / "found.npz") as arrays:
             np.testing.assert_array_equal(arrays["found"], whole[:, :, ::-1])

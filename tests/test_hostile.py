@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import resource
+import shutil
 import struct
 import zlib
 from io import BytesIO
@@ -41,13 +42,20 @@ CANARY, CANARY_DATE = "Zyxwvut^Canary", "19110711"
 ITEM = b"\xfe\xff\x00\xe0"
 
 
-def survive(path: Path) -> str:
-    """Read a path both ways; the message if it was refused. Any other exception is a bug."""
+def survive(path: Path, out: Path | None = None) -> str:
+    """Read a path both ways; the message if it was refused. Any other exception is a bug.
+
+    With ``out``, what was read is enlarged and written there as DICOM, or refused too.
+    """
     io.take_inventory(path)
     try:
         volume = io.read(path)
         for image in volume.hu:
             assert np.isfinite(image).all()
+        if out is not None:
+            larger = (image.repeat(2, 0).repeat(2, 1) for image in volume.hu)
+            io.write_series(volume, larger, out, upscale=2, description="nearest, test",
+                            software_version="0", weights_id="none", uid_entropy=["0"])  # fmt: skip
     except MedQDMError as error:
         return str(error)
     return ""
@@ -133,6 +141,20 @@ def test_deflated_bombs_are_not_inflated(tmp_path: Path, monkeypatch: pytest.Mon
     assert survive(path) == ""
     monkeypatch.setattr(dicom_open, "MOST_INFLATED", 30_000)
     assert "1 x damaged DICOM file" in survive(path)
+
+
+@pytest.mark.parametrize("side", [300, 1024, 2500])
+def test_large_deflated_files_are_read_whole(tmp_path: Path, side: int) -> None:
+    dataset = pydicom.dcmread(CT)
+    dataset.Rows = dataset.Columns = side
+    words = np.arange(side**2).reshape(side, side) % 1900
+    dataset.PixelData = words.astype("<i2").tobytes()
+    dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    path = saved(dataset, tmp_path)
+    with path.open("ab") as file:
+        file.write(b"\0\0")
+    intercept = float(dataset.RescaleIntercept)
+    np.testing.assert_array_equal(io.read(path).hu[0], words + intercept)
 
 
 def test_endless_sequences_are_cut_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -445,7 +467,7 @@ def mutants(draw: st.DrawFn) -> tuple[str, bytes]:
     return name, bytes(data)
 
 
-outcomes = {"read": 0, "refused": 0}
+outcomes = {"written": 0, "refused": 0}
 
 
 @pytest.fixture(scope="module")
@@ -467,16 +489,18 @@ def test_fuzz(place: Path, mutant: tuple[str, bytes]) -> None:
     path.write_bytes(data)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
-        found = survive(path)
+        found = survive(path, place / "out")
     finally:
         path.unlink()
-    outcomes["refused" if found else "read"] += 1
+        shutil.rmtree(place / "out", ignore_errors=True)
+    outcomes["refused" if found else "written"] += 1
+    assert not list(place.glob(".*"))
     assert "\n" not in found
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < MOST_GROWTH
 
 
 def test_the_fuzz_came_through_to_the_pixels() -> None:
     """Mutants that are all refused at the door would prove nothing."""
-    assert outcomes["read"] + outcomes["refused"] >= FUZZ
+    assert sum(outcomes.values()) >= FUZZ
     assert min(outcomes.values()) >= FUZZ // 20
     logging.getLogger(__name__).info("fuzz: %s", json.dumps(outcomes))

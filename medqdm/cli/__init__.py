@@ -1,6 +1,8 @@
 """The command line: ``medqdm enhance``, ``train``, ``evaluate`` and their companions."""
 
 import logging
+import sys
+from io import TextIOWrapper
 from typing import Annotated
 
 import typer
@@ -23,11 +25,13 @@ for command in (
     train.train,
     train.distill,
     train.train_gain,
+    train.train_rival,
     train.prepare,
     evaluate.evaluate,
     evaluate.benchmark,
     look.info,
     look.review,
+    look.study,
     look.tasks,
     train.import_weights,
 ):
@@ -49,6 +53,8 @@ def setup(
 
 def main() -> None:
     """Run the command line; a user's mistake ends in one line and exit code 2."""
+    if isinstance(sys.stdout, TextIOWrapper):  # names of files may be no text
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
     except MedQDMError as error:

@@ -1,6 +1,5 @@
 """``medqdm enhance``: one series, or all of a folder."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -78,6 +77,12 @@ def enhance(  # noqa: PLR0913, PLR0917  (one option each)
     dates: Annotated[
         Dates, typer.Option(help="DICOM: the new series' dates; source: as in the input.")
     ] = Dates.now,
+    segmentation: Annotated[
+        bool, typer.Option("--segmentation", help="DICOM: the refined regions as an object too.")
+    ] = False,
+    parametric_map: Annotated[
+        bool, typer.Option("--parametric-map", help="DICOM: the uncertainty as an object too.")
+    ] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue an interrupted run; keep one that is.")
     ] = False,
@@ -109,15 +114,17 @@ def enhance(  # noqa: PLR0913, PLR0917  (one option each)
         "file_format": file_format.value,
         "transfer_syntax": transfer_syntax.value,
         "dates": dates.value,
+        "segmentation": segmentation,
+        "parametric_map": parametric_map,
         "resume": resume,
         "overwrite": overwrite,
         "track": lambda done, total: progress(done, total, "slices"),
     }
-    many = [] if series_uid else find_many(series)
-    if len(many) > 1:
+    many = None if series_uid else find_many(series)
+    if many is not None and len(many.series) > 1:
         if slice_axis is not None:
             raise MedQDMError(
-                f"{series}: --slice-axis must go with one file, got {len(many)} series; "
+                f"{series}: --slice-axis must go with one file, got {len(many.series)} series; "
                 "give the files one by one"
             )
         _enhance_many(series, out, many, model, output, skip_bad=skip_bad)
@@ -145,13 +152,14 @@ def enhance(  # noqa: PLR0913, PLR0917  (one option each)
         f"{numbers['clipped_voxels']} voxels clipped",
         soft_wrap=True,
     )
-    console.print(f"written to {out} (comparison.png shows the middle slice)", soft_wrap=True)
+    text = f"written to {out} (report.html tells what was done)"
+    console.print(text, soft_wrap=True, markup=False)
 
 
 def _enhance_many(
     root: Path,
     out: Path,
-    found: Sequence[Any],
+    found: Any,
     model: "ModelOptions",
     output: "WriteOptions",
     *,
@@ -161,14 +169,25 @@ def _enhance_many(
     from collections import Counter
 
     from medqdm.batch import DONE, SUMMARY_FILE, enhance_all
-    from medqdm.enhance import check_output
+    from medqdm.enhance import check_output, check_overlays
     from medqdm.loading import load_enhancer
 
     check_output(root, out, overwrite=output["overwrite"] or output["resume"], marker=SUMMARY_FILE)
-    console.print(f"{len(found)} series, each to a folder of its own", highlight=False)
+    check_overlays(
+        output["file_format"],
+        model["uncertainty"] or model["mean"] or 1,
+        segmentation=output["segmentation"],
+        parametric_map=output["parametric_map"],
+    )
+    console.print(f"{len(found.series)} series, each to a folder of its own", highlight=False)
+    for reason, count in sorted(found.skipped.items()):
+        text = f"  skipped {count} file(s): {reason}"
+        console.print(text, soft_wrap=True, highlight=False, markup=False)
 
     def report(row: Any) -> None:
         what = row.output if row.status in DONE else row.message
+        if row.left_out:
+            what = f"{what} ({row.left_out} slice(s) left out)"
         console.print(f"  {row.status}: {what}", soft_wrap=True, highlight=False, markup=False)
 
     rows = enhance_all(
@@ -181,9 +200,10 @@ def _enhance_many(
         report=report,
         **output,
     )
-    counts = Counter(row.status for row in rows)
+    counts = Counter(row.status for row in rows if row.status != "skipped")
     counted = ", ".join(f"{number} {status}" for status, number in counts.items())
-    console.print(f"{counted}; written to {out}, {SUMMARY_FILE} lists them", soft_wrap=True)
+    text = f"{counted}; written to {out}, {SUMMARY_FILE} lists them"
+    console.print(text, soft_wrap=True, markup=False)
     failures = [row for row in rows if row.is_failure]
     for row in failures:
         text = f"{row.status}: series {row.series}: {row.message}"

@@ -52,6 +52,15 @@ class Precision(StrEnum):
     bf16 = "bf16"
 
 
+class Degradation(StrEnum):
+    """Presets of the degradation, or all of them in turn."""
+
+    clean = "clean"
+    paper_test = "paper-test"
+    paper_train = "paper-train"
+    all = "all"
+
+
 Set = Annotated[
     Optional[list[str]],  # noqa: UP045  (typer reads this form)
     typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the task; repeatable."),

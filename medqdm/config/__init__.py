@@ -3,7 +3,13 @@
 from medqdm.config.degradation import DEGRADATIONS, DegradationSection
 from medqdm.config.diffusion import DiffusionSection, GroupsSection, SamplerSection, TSSSection
 from medqdm.config.fields import Precision
-from medqdm.config.networks import AutoencoderSection, QuadtreeSection, TransformerSection
+from medqdm.config.networks import (
+    AutoencoderSection,
+    EDSRSection,
+    QuadtreeSection,
+    ResShiftSection,
+    TransformerSection,
+)
 from medqdm.config.task import (
     CONFIGS,
     Task,
@@ -23,9 +29,11 @@ __all__ = [
     "DiffusionSection",
     "DiffusionTraining",
     "DistillationTraining",
+    "EDSRSection",
     "GroupsSection",
     "Precision",
     "QuadtreeSection",
+    "ResShiftSection",
     "SamplerSection",
     "TSSSection",
     "Task",

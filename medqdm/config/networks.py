@@ -1,8 +1,15 @@
 """Settings of the networks and of the quadtree."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from medqdm.config.fields import Section
 
@@ -99,3 +106,31 @@ class QuadtreeSection(Section):
     """Compare with >= (published code) instead of >, so that s = 0 refines constant air too."""
     noise_factor: NonNegativeFloat = 0.0
     """c of the noise-aware threshold max(s, c * noise sd of the slice); 0 turns it off."""
+
+
+class EDSRSection(Section):
+    """A regression network to compare with: residual blocks at LR resolution, one pixel shuffle."""
+
+    network: Literal["edsr"] = "edsr"
+    width: PositiveInt = 64
+    """Channels of the residual blocks."""
+    blocks: PositiveInt = 11
+    """Residual blocks of two convolutions each."""
+
+
+class ResShiftSection(Section):
+    """A U-Net in the transformer's place, over the whole latent, to compare with."""
+
+    network: Literal["resshift"] = "resshift"
+    channels: Annotated[
+        tuple[Annotated[int, Field(gt=0, multiple_of=32)], ...], Field(min_length=1, max_length=5)
+    ] = (64, 96, 96, 128)
+    """Channels per resolution, each half the one before; multiples of 32, an attention head's."""
+    res_blocks: PositiveInt = 1
+    """Residual blocks per resolution on the way down; one more on the way up."""
+    attention_levels: NonNegativeInt = 1
+    """Coarsest resolutions with self-attention, beside the one in the middle."""
+
+
+RIVALS = ("edsr", "resshift")
+RivalSection = Annotated[EDSRSection | ResShiftSection, Field(discriminator="network")]

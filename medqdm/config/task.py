@@ -11,7 +11,13 @@ from pydantic import BaseModel, PositiveFloat, PositiveInt, ValidationError, mod
 from medqdm.config.degradation import DEGRADATIONS, DegradationSection, expand_preset
 from medqdm.config.diffusion import DiffusionSection
 from medqdm.config.fields import Section
-from medqdm.config.networks import AutoencoderSection, QuadtreeSection, TransformerSection
+from medqdm.config.networks import (
+    RIVALS,
+    AutoencoderSection,
+    QuadtreeSection,
+    RivalSection,
+    TransformerSection,
+)
 from medqdm.config.training import TrainingSection
 from medqdm.errors import MedQDMError
 from medqdm.window import Window
@@ -52,6 +58,8 @@ class Task(Section):
     quadtree: QuadtreeSection = QuadtreeSection()
     diffusion: DiffusionSection = DiffusionSection()
     training: TrainingSection = TrainingSection()
+    rival: RivalSection | None = None
+    """Another network that takes the model's place, to compare with (``medqdm train-rival``)."""
 
     @model_validator(mode="before")
     @classmethod
@@ -196,7 +204,8 @@ def _validate(data: dict[str, Any], *, where: str) -> Task:
         return Task.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
+        # a rival's kind is in the place of the error, but no part of a setting's name
+        key = ".".join(str(part) for part in first["loc"] if part not in RIVALS)
         if first["type"] == "extra_forbidden":
             near = _did_you_mean(key, _all_keys(Task))
             message = f"{where}: {key} must be a known setting, got an unknown one{near}"

@@ -81,13 +81,27 @@ class RegionTraining(Section):
     learning_rate: PositiveFloat = 1e-3
 
 
+class RegressionTraining(Section):
+    """``medqdm train-rival edsr``: a network from LR to HR images, by its L1 error."""
+
+    steps: NonNegativeInt = 20_000
+    batch_size: PositiveInt = 8
+    crop_px: PositiveInt | None = 192
+    """Side of the random HR crops; None: whole slices."""
+    learning_rate: PositiveFloat = 8e-4
+
+
 class TrainingSection(Section):
-    """How a task is trained: its two stages, and what may follow them."""
+    """How a task is trained: its two stages, what may follow them, and what it is compared with."""
 
     autoencoder: AutoencoderTraining = AutoencoderTraining()
     diffusion: DiffusionTraining = DiffusionTraining()
     distillation: DistillationTraining = DistillationTraining()
     regions: RegionTraining = RegionTraining()
+    regression: RegressionTraining = RegressionTraining()
+    minutes: PositiveFloat | None = None
+    """Minutes that each stage trains, validation apart, instead of its steps; the cosine then
+    follows the clock."""
     seed: NonNegativeInt = 0
     ema_decay: Probability = 0.999
     weight_decay: NonNegativeFloat = 0.0

@@ -15,6 +15,8 @@ from medqdm.config import Task
 from medqdm.data.samples import FixedSlices, LoadSliceD, Stage, TrainingSlices, WindowD
 from medqdm.data.slices import Patient, find_patients, load_slices, split_patients, spread
 
+ENDLESS = 10**9  # batches of the one epoch of a stage that is ended by a clock
+
 
 class BatchNumbers(Sampler[list[int]]):
     """Sample numbers of this process's batches, from ``next_batch`` to the end of the epoch.
@@ -69,7 +71,7 @@ class SliceDataModule(pl.LightningDataModule):
     Args:
         task: settings.
         data: folder of volumes, see ``find_patients``.
-        stage: ``autoencoder`` or ``diffusion``.
+        stage: whose batch and crop size.
     """
 
     def __init__(self, task: Task, data: Path, stage: Stage) -> None:
@@ -80,6 +82,8 @@ class SliceDataModule(pl.LightningDataModule):
         settings = getattr(task.training, stage)
         self.batch_size: int = settings.batch_size
         self.num_batches: int = max(1, settings.steps * task.training.accumulate)
+        if task.training.minutes is not None:
+            self.num_batches = ENDLESS
         self.train_patients: list[Patient] = []
         self.validation_patients: list[Patient] = []
 

@@ -22,7 +22,7 @@ from medqdm.degrade import DegradationParams, DegradeD
 from medqdm.errors import MedQDMError
 from medqdm.window import Window
 
-Stage = Literal["autoencoder", "diffusion", "distillation", "regions"]
+Stage = Literal["autoencoder", "diffusion", "distillation", "regions", "regression"]
 _STAGES = get_args(Stage)
 
 

@@ -2,11 +2,17 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
-from medqdm.config import override
-from medqdm.data import Pair
+from medqdm.config import DEGRADATIONS, override
+from medqdm.data import Pair, is_prepared
 from medqdm.enhancer import Enhancer
+from medqdm.errors import MedQDMError
+from medqdm.evaluate import report
+from medqdm.evaluate.against import describe_against, open_against
 from medqdm.evaluate.blocks import open_blocks
+from medqdm.evaluate.document import marker, write_texts
+from medqdm.evaluate.methods import Model
 from medqdm.evaluate.regions import RoiFolder
 from medqdm.evaluate.report import write_report
 from medqdm.evaluate.rows import Row, parse_rows
@@ -14,8 +20,8 @@ from medqdm.evaluate.run import Evaluation, evaluate, open_pairs
 from medqdm.evaluate.samplers import Comparison, check_row, compare
 from medqdm.evaluate.samplers import Track as TrackBlocks
 from medqdm.evaluate.samplers_report import MARKER, write_samplers
-from medqdm.io.whole import check_folder
-from medqdm.loading import load_enhancer
+from medqdm.io.whole import check_folder, whole_folder
+from medqdm.loading import ModelOptions, load_enhancer
 from medqdm.models.perceptual import load_perceptual
 
 Track = Callable[[Iterable[Pair], int], Iterable[Pair]]
@@ -32,6 +38,9 @@ def evaluate_weights(  # noqa: PLR0913  (all by keyword but two)
     limit: int | None = None,
     roi: str | Path | None = None,
     use_lpips: bool = False,
+    against: Sequence[str] = (),
+    mean: int | None = None,
+    degradation: str | None = None,
     settings: Sequence[str] = (),
     overwrite: bool = False,
     track: Track = lambda pairs, _total: pairs,
@@ -48,6 +57,9 @@ def evaluate_weights(  # noqa: PLR0913  (all by keyword but two)
         limit: slices at the most, spread over the patients.
         roi: folder of masks, one file per patient.
         use_lpips: LPIPS too; needs its weights.
+        against: other weights, rivals' or not, to stand beside it, see ``parse_against``.
+        mean: draws of each slice, whose mean is one more row.
+        degradation: name of a preset instead of the task's ``test_degradation``.
         settings: ``key=value`` changes to the task that the weights carry.
         overwrite: replace an output folder that has files in it.
         track: wraps the pairs as they come, with their number, to show progress.
@@ -58,19 +70,87 @@ def evaluate_weights(  # noqa: PLR0913  (all by keyword but two)
     data, out = Path(data), Path(out)
     check_folder(out, overwrite=overwrite, marker="results.json")
     lpips = load_perceptual() if use_lpips else None
-    enhancer = load_enhancer(
-        task=task, weights=weights, device=device, seed=seed, settings=settings
+    model = ModelOptions(
+        task=task,
+        weights=weights,
+        device=device,
+        seed=seed,
+        settings=[*settings, *degraded_by(degradation, data)],
     )
+    enhancer = load_enhancer(**model)
     rois = RoiFolder(Path(roi), data, enhancer.task.slice_px) if roi else None
+    others = open_against(against, enhancer.task, device=device, seed=seed)
+    means = []
+    if mean is not None:
+        model["mean"] = mean
+        means.append(Model(load_enhancer(**model), f"mean of {mean}"))
     pairs, total = open_pairs(enhancer.task, data, limit=limit, seed=seed)
-    found = evaluate(enhancer, track(pairs, total), rois=rois, lpips=lpips)
+    found = evaluate(
+        enhancer, track(pairs, total), others=[*means, *others], rois=rois, lpips=lpips
+    )
     about = {
         "degradation": enhancer.task.test_degradation.model_dump(mode="json"),
         "seed": seed,
         "limit": limit,
+        **describe_against(others),
     }
     write_report(found, out, about=about, overwrite=overwrite)
     return found
+
+
+def evaluate_degradations(
+    data: str | Path,
+    out: str | Path,
+    *,
+    overwrite: bool = False,
+    announce: Callable[[str], None] = lambda _text: None,
+    **options: Any,
+) -> dict[str, Evaluation]:
+    """``evaluate_weights`` under each preset of the degradation, and a table over all of them.
+
+    Args:
+        data: folder of volumes.
+        out: folder for ``results.md``, ``results.json`` and a report for each preset.
+        overwrite: replace an output folder that has files in it.
+        announce: told the name of each preset before it begins.
+        **options: all others of ``evaluate_weights`` but ``degradation``.
+
+    Returns:
+        Name of a preset to what was measured under it.
+
+    Raises:
+        MedQDMError: see ``evaluate_weights``.
+    """
+    out, found = Path(out), {}
+    with whole_folder(out, overwrite=overwrite, marker=marker(report.NAME)) as folder:
+        for name in DEGRADATIONS:
+            announce(name)
+            found[name] = evaluate_weights(data, folder / name, degradation=name, **options)
+        parts = {name: report.results(one, {}) for name, one in found.items()}
+        shown = {k: {"regions": v["regions"]} for k, v in parts.items()}
+        text = "\n".join(report.summary_lines(found))
+        write_texts(folder, report.NAME, data={"degradations": shown}, text=text)
+    return found
+
+
+def degraded_by(name: str | None, data: Path) -> list[str]:
+    """The settings that put a preset in the place of the task's ``test_degradation``.
+
+    Args:
+        name: of the preset; None: the task's own.
+        data: folder of volumes.
+
+    Raises:
+        MedQDMError: a prepared set, whose degradation is done.
+    """
+    if name is None:
+        return []
+    if is_prepared(data):
+        raise MedQDMError(
+            f"{data}: must be a folder of volumes for --degradation {name}, got a prepared set, "
+            "which is degraded already; give the volumes that it was made from"
+        )
+    return [f"test_degradation={name}"]
 
 
 def compare_samplers(  # noqa: PLR0913  (all by keyword but two)

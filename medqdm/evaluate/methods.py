@@ -14,6 +14,7 @@ from medqdm.picture import upsample_bicubic
 from medqdm.volume import Volume
 
 Image = NDArray[np.float32]
+OURS = "medqdm"
 
 
 @runtime_checkable
@@ -69,21 +70,20 @@ class Model:
         name: its row.
 
     Attributes:
-        share_refined: share of the last slice that was refined.
+        known: what is known of the last slice: the share that was refined.
     """
 
-    share_refined: float = float("nan")
-
-    def __init__(self, enhancer: Enhancer, name: str = "medqdm") -> None:
+    def __init__(self, enhancer: Enhancer, name: str = OURS) -> None:
         self.enhancer = enhancer
         self.name = name
+        self.known: dict[str, float] = {}
 
     def enhance(self, volume: Volume) -> Iterator[Image]:
         """The slices, enhanced one at a time."""
         positions = volume.positions_mm.tolist()
         for z, (hu, position_mm) in enumerate(zip(volume.hu, positions, strict=True)):
             done = self.enhancer.enhance_slice(np.asarray(hu), z, position_mm=position_mm)
-            self.share_refined = float(done.refined.mean())
+            self.known = {"share_refined": float(done.refined.mean())}
             yield done.hu
 
 
@@ -96,7 +96,10 @@ def enhance_one(method: Method, lr_hu: Image, position_mm: float) -> tuple[Image
         position_mm: of the slice along the normal, on which noise may depend.
     """
     volume = Volume(
-        lr_hu[None], np.array([[0.0, 0.0, position_mm]]), np.array([1.0, 0, 0]), np.array([0, 1.0, 0])
+        lr_hu[None],
+        np.array([[0.0, 0.0, position_mm]]),
+        np.array([1.0, 0, 0]),
+        np.array([0, 1.0, 0]),
     )
     began = time.perf_counter()
     (hu,) = method.enhance(volume)

@@ -1,8 +1,6 @@
-"""Report: an evaluation as JSON with every row, as Markdown tables and as a grid of pictures."""
+"""Report: an evaluation as JSON with every row, as Markdown tables and as pictures."""
 
-import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,12 +10,21 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from medqdm import picture
-from medqdm.evaluate.intervals import MIN_BOOTSTRAP, Interval
-from medqdm.evaluate.methods import BASELINES
+from medqdm.evaluate import detail
+from medqdm.evaluate.document import (
+    UNITS_ARE_PATIENTS,
+    cell,
+    heading,
+    number,
+    table,
+    with_interval,
+    write_document,
+)
 from medqdm.evaluate.regions import BODY_HU
-from medqdm.evaluate.run import METHODS, METRICS, OURS, REFERENCE, WHOLE, Evaluation
-from medqdm.io.whole import whole_folder
+from medqdm.evaluate.run import METRICS, REFERENCE, Evaluation
+from medqdm.evaluate.truth import BODY, FLAT, ROI, WHOLE
 
+NAME = "results"
 _COLUMNS = {
     "psnr_db": ("PSNR [dB]", ".2f"),
     "ssim": ("SSIM", ".4f"),
@@ -30,8 +37,8 @@ _COLUMNS = {
 }
 _TITLES = {
     WHOLE: "Whole slice",
-    "body": f"Body mask (largest part above {BODY_HU:g} HU, holes filled)",
-    "roi": "ROI mask",
+    BODY: f"Body mask (largest part above {BODY_HU:g} HU, holes filled)",
+    ROI: "ROI mask",
 }
 _WHITE_HU_SHARE = 0.1  # of the window: where a difference is shown white
 
@@ -43,10 +50,11 @@ def write_report(
     about: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Write ``results.json``, ``results.md`` and ``pictures.png`` into a folder, whole or not.
+    """Write ``results.json``, ``results.md`` and pictures into a folder, whole or not.
 
-    ``results.json`` holds no NaN and no Infinity: an infinite value (the PSNR of a perfect slice)
-    is the string ``"inf"``.
+    ``detail.png`` shows errors by tissue, spectra and what else has the truth as its measure,
+    ``pictures.png`` slices. ``results.json`` holds no NaN and no Infinity: an infinite value (the
+    PSNR of a perfect slice) is the string ``"inf"``.
 
     Args:
         evaluation: what ``evaluate`` found.
@@ -57,53 +65,95 @@ def write_report(
     Raises:
         MedQDMError: something is there that may not be replaced.
     """
-    with whole_folder(out, overwrite=overwrite, marker="results.json") as folder:
-        text = json.dumps(plain_json(results(evaluation, about or {})), indent=1, allow_nan=False)
-        (folder / "results.json").write_text(text + "\n", encoding="utf-8")
-        (folder / "results.md").write_text(markdown(evaluation, about or {}), encoding="utf-8")
-        if evaluation.examples:
-            picture.save(pictures(evaluation), folder / "pictures.png")
+    figures = {"detail.png": detail.plot(evaluation)}
+    if evaluation.examples:
+        figures["pictures.png"] = pictures(evaluation)
+    write_document(
+        out,
+        NAME,
+        data=results(evaluation, about or {}),
+        text=markdown(evaluation, about or {}),
+        figures=figures,
+        overwrite=overwrite,
+    )
+
+
+def summary_lines(found: Mapping[str, Evaluation]) -> list[str]:
+    """One table over several degradations of the same slices.
+
+    Args:
+        found: name of a degradation to what was measured under it.
+    """
+    first = next(iter(found.values()))
+    task, counts = first.settings["task"], first.slices
+    head = ["degradation", "method", "PSNR [dB]", "SSIM", "MAE [HU]", "body PSNR [dB]"]
+    head += ["edge rise / truth", "flat SD / truth"]
+    rows = [
+        [
+            name,
+            method,
+            with_interval(one.mean("psnr_db", method), ".2f"),
+            with_interval(one.mean("ssim", method), ".4f"),
+            with_interval(one.mean("mae_hu", method), ".2f"),
+            with_interval(one.mean("psnr_db", method, BODY), ".2f"),
+            with_interval(one.ratio("edge_rise_mm", method), ".3f"),
+            with_interval(one.ratio("sd_hu", method, FLAT), ".3f"),
+        ]
+        for name, one in found.items()
+        for method in one.methods
+    ]
+    return [
+        f"# Evaluation of {task['name']}, x{task['upscale']} in plane, under {len(found)} "
+        "degradations",
+        "",
+        heading(first.settings, sum(counts.values()), len(counts)),
+        "",
+        UNITS_ARE_PATIENTS,
+        "",
+        *table(head, rows),
+        "",
+        "The folders beside this file have the whole report of each.",
+        "",
+    ]
 
 
 def results(evaluation: Evaluation, about: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything: settings, for each region means and differences, and all rows."""
+    """Everything: settings, for each region means and differences, spectra, and all rows."""
+    spectra = [
+        {
+            "region": region,
+            "method": method,
+            "patient": patient,
+            "power_hu2": list(found.radial()[1]),
+        }
+        for (region, method, patient), found in evaluation.spectra.items()
+    ]
     return {
         "settings": evaluation.settings,
         "data": {**about, "slices": evaluation.slices},
         "regions": {region: _region(evaluation, region) for region in evaluation.regions},
+        "over_the_truths_own": detail.ratios(evaluation),
+        "spectra": spectra,
         "rows": [asdict(score) for score in evaluation.scores],
     }
 
 
 def _region(evaluation: Evaluation, region: str) -> dict[str, Any]:
-    """Means over patients, means of each patient, and medqdm minus each baseline."""
+    """Means over patients, means of each patient, and the first method minus the others."""
     mean: dict[str, Any] = {}
     patients: dict[str, Any] = {}
     minus: dict[str, Any] = {}
     for metric in METRICS:
-        for method in (*METHODS, REFERENCE):
+        for method in (*evaluation.methods, REFERENCE):
             by_patient = evaluation.patient_means(metric, method, region)
             if by_patient:
                 patients.setdefault(method, {})[metric] = by_patient
                 mean.setdefault(method, {})[metric] = evaluation.mean(metric, method, region)
-        for baseline in BASELINES:
+        for baseline in evaluation.methods[1:]:
             found = evaluation.difference(metric, baseline, region)
             if found is not None:
                 minus.setdefault(baseline, {})[metric] = found
-    return {"mean": mean, "medqdm_minus": minus, "patients": patients}
-
-
-def plain_json(value: Any) -> Any:
-    """Plain JSON values; infinities become strings, NaN null, intervals their fields."""
-    if isinstance(value, Interval):
-        return plain_json(asdict(value))
-    if isinstance(value, Mapping):
-        return {str(key): plain_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain_json(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else str(value)
-    return value
+    return {"mean": mean, f"{evaluation.ours}_minus": minus, "patients": patients}
 
 
 def markdown(evaluation: Evaluation, about: Mapping[str, Any]) -> str:
@@ -112,30 +162,23 @@ def markdown(evaluation: Evaluation, about: Mapping[str, Any]) -> str:
     lines = [
         f"# Evaluation of {task['name']}, x{task['upscale']} in plane",
         "",
-        f"{sum(counts.values())} slices of {len(counts)} patients; weights sha256 "
-        f"`{evaluation.settings['weights_sha256'][:12]}`, medqdm {evaluation.settings['medqdm']}, "
-        f"seed {evaluation.settings['seed']}, {evaluation.settings['device']} "
-        f"{evaluation.settings['precision']}, s = {task['quadtree']['threshold']:g} "
-        f"({evaluation.settings['threshold_hu']:g} HU). Research use: not a medical device.",
+        heading(evaluation.settings, sum(counts.values()), len(counts)),
         "",
-        *(f"- {key}: {_cell(value)}" for key, value in about.items()),
+        *(f"- {key}: {cell(value)}" for key, value in about.items()),
         *([""] if about else []),
         *_explanation(evaluation),
     ]
-    for region in evaluation.regions:
-        lines += ["", f"## {_TITLES[region]}", "", *_overall(evaluation, region)]
-        lines += ["", *_by_patient(evaluation, region)]
+    for region, title in _TITLES.items():
+        if region in evaluation.regions:
+            lines += ["", f"## {title}", "", *_overall(evaluation, region)]
+            lines += ["", *_by_patient(evaluation, region)]
+    lines += ["", *detail.tissue_lines(evaluation), "", *detail.detail_lines(evaluation)]
     return "\n".join(lines) + "\n"
 
 
 def _explanation(evaluation: Evaluation) -> Iterator[str]:
     window = evaluation.window
-    yield (
-        "Values are means over a patient's slices, then over patients, who are the independent "
-        "units. In brackets: 95 % intervals over patients, by bootstrap (percentiles) with "
-        f"{MIN_BOOTSTRAP} patients or more, by Student's t, wide and rough, with fewer; one "
-        "patient alone has none."
-    )
+    yield UNITS_ARE_PATIENTS
     yield ""
     yield (
         f"PSNR, SSIM and LPIPS look at the window {window.low_hu:g} to {window.high_hu:g} HU, "
@@ -148,16 +191,19 @@ def _explanation(evaluation: Evaluation) -> Iterator[str]:
 def _overall(evaluation: Evaluation, region: str) -> list[str]:
     columns = _measured(evaluation, region)
     rows = [
-        [method, *(_with_interval(evaluation.mean(c, method, region), c) for c in columns)]
-        for method in (*METHODS, REFERENCE)
-        if any(evaluation.mean(c, method, region) for c in columns)
+        [name, *(with_interval(evaluation.mean(c, name, region), _COLUMNS[c][1]) for c in columns)]
+        for name in (*evaluation.methods, REFERENCE)
+        if any(evaluation.mean(c, name, region) for c in columns)
     ]
     rows += [
         [
-            f"medqdm - {baseline}",
-            *(_with_interval(evaluation.difference(c, baseline, region), c) for c in columns),
+            f"{evaluation.ours} - {other}",
+            *(
+                with_interval(evaluation.difference(c, other, region), _COLUMNS[c][1])
+                for c in columns
+            ),
         ]
-        for baseline in BASELINES
+        for other in evaluation.methods[1:]
     ]
     return table(["mean over patients", *(_COLUMNS[c][0] for c in columns)], rows)
 
@@ -167,48 +213,26 @@ def _by_patient(evaluation: Evaluation, region: str) -> list[str]:
     means = {
         (c, method): evaluation.patient_means(c, method, region)
         for c in columns
-        for method in METHODS
+        for method in evaluation.methods
     }
     rows = [
         [
             patient,
             str(count),
             method,
-            *(_number(means[c, method].get(patient), _COLUMNS[c][1]) for c in columns),
+            *(number(means[c, method].get(patient), _COLUMNS[c][1]) for c in columns),
         ]
         for patient, count in evaluation.slices.items()
-        for method in METHODS
+        for method in evaluation.methods
         if patient in means[columns[0], method]
     ]
     return table(["patient", "slices", "method", *(_COLUMNS[c][0] for c in columns)], rows)
 
 
 def _measured(evaluation: Evaluation, region: str) -> list[str]:
-    return [c for c in METRICS if evaluation.patient_means(c, OURS, region)]
-
-
-def _with_interval(found: Interval | None, column: str) -> str:
-    if found is None:
-        return "-"
-    style = _COLUMNS[column][1]
-    text = _number(found.mean, style)
-    if found.low is None or found.high is None:
-        return text
-    return f"{text} [{found.low:{style}}, {found.high:{style}}]"
-
-
-def _number(value: float | None, style: str) -> str:
-    return "-" if value is None else f"{value:{style}}"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table, its first column left-aligned, the others right-aligned."""
-    ruler = ["---"] + ["---:"] * (len(head) - 1)
-    return ["| " + " | ".join(map(_cell, row)) + " |" for row in (head, ruler, *rows)]
-
-
-def _cell(value: Any) -> str:
-    return str(value).replace("|", "\\|").replace("\n", " ")
+    return [
+        c for c in METRICS if c in _COLUMNS and evaluation.patient_means(c, evaluation.ours, region)
+    ]
 
 
 def pictures(evaluation: Evaluation) -> Figure:
@@ -219,10 +243,10 @@ def pictures(evaluation: Evaluation) -> Figure:
         factor = example.hr_hu.shape[1] // example.lr_hu.shape[1]
         nearest = example.lr_hu.repeat(factor, axis=0).repeat(factor, axis=1)
         panels = {"input": picture.to_grey(nearest, window)}
-        for method in (*BASELINES, OURS):
+        for method in (*evaluation.methods[1:], evaluation.ours):
             panels[method] = picture.to_grey(example.outputs[method], window)
         panels["reference"] = picture.to_grey(example.hr_hu, window)
-        for method in ("bicubic", OURS):
+        for method in (*evaluation.methods[1:2], evaluation.ours):
             panels[f"|{method} - reference|"] = _difference(
                 example.outputs[method], example.hr_hu, _WHITE_HU_SHARE * window.width_hu
             )

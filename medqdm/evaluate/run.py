@@ -1,17 +1,16 @@
-"""Run: enhance pairs of known slices and score every method on every region."""
+"""Run: methods on pairs of known slices, scored on every region, and the means over patients."""
 
+import math
 import platform
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from medqdm import metrics
 from medqdm.config import Task
 from medqdm.data import (
     Pair,
@@ -25,18 +24,18 @@ from medqdm.data import (
 from medqdm.enhancer import Enhancer
 from medqdm.errors import MedQDMError
 from medqdm.evaluate.intervals import Interval, interval
-from medqdm.evaluate.methods import BASELINES
-from medqdm.evaluate.regions import RoiFolder, body_mask
+from medqdm.evaluate.methods import BASELINES, Interpolation, Method, Model, enhance_one
+from medqdm.evaluate.regions import RoiFolder
+from medqdm.evaluate.texture import Spectrum
+from medqdm.evaluate.truth import FLAT, WHOLE, Score, Truth, perceptual_distance
+from medqdm.metrics import TISSUES
 from medqdm.models.perceptual import PerceptualDistance
 from medqdm.version import __version__
 from medqdm.window import Window
 
 Image = NDArray[np.float32]
-Mask = NDArray[np.bool_]
-OURS = "medqdm"
-REFERENCE = "reference"  # scored by its LR consistency alone: what the truth itself reaches
-METHODS = (OURS, *BASELINES)
-WHOLE = "whole"
+REFERENCE = "reference"  # the truth itself, where it is not perfect by definition
+BY_PIXELS = (*TISSUES, FLAT)  # regions whose size differs so much that slices weigh by it
 METRICS = (
     "psnr_db",
     "ssim",
@@ -45,31 +44,20 @@ METRICS = (
     "lr_consistency_hu",
     "lpips",
     "share_refined",
+    "windows",
+    "tokens",
     "seconds",
+    "edge_rise_mm",
+    "sd_hu",
+    "power_low_hu2",
+    "power_high_hu2",
+    "seam_pixel",
+    "seam_cell",
+    "seam_window",
+    "seam_tile",
 )
 _LIBRARIES = ("torch", "monai", "numpy", "scipy", "scikit-image", "pillow")
 _EXAMPLE_SEED = 0
-
-
-@dataclass(frozen=True)
-class Score:
-    """How one method did on one region of one slice.
-
-    Args:
-        patient: folder or file name of the patient.
-        slice: number of the slice among the patient's, from 0.
-        method: one of ``METHODS``, or ``REFERENCE``.
-        region: ``whole``, ``body`` or ``roi``.
-        num_pixels: HR pixels of the region.
-        values: metric to value; what makes no sense for the method or region is absent.
-    """
-
-    patient: str
-    slice: int
-    method: str
-    region: str
-    num_pixels: int
-    values: dict[str, float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,12 +84,43 @@ class Evaluation:
         window: of the task.
         scores: one for each slice, method and region that is not empty.
         examples: one slice each of the first patients, drawn by lot.
+        spectra: region, method and patient to the summed power spectrum of all slices.
     """
 
     settings: dict[str, Any]
     window: Window
     scores: list[Score] = field(default_factory=list)
     examples: dict[str, Example] = field(default_factory=dict)
+    spectra: dict[tuple[str, str, str], Spectrum] = field(default_factory=dict)
+
+    def add(self, truth: Truth, method: str, hu: Image, known: dict[str, float]) -> None:
+        """Score an image on a slice.
+
+        Args:
+            truth: of the slice.
+            method: whose output; ``REFERENCE``: the truth itself.
+            hu: ``(y, x)`` in HU.
+            known: values of the whole slice that are known already.
+        """
+        spectra = truth.spectra(hu)
+        if method == REFERENCE:
+            self.scores.extend(truth.reference_scores(method, spectra))
+        else:
+            self.scores.extend(truth.scores(method, hu, spectra, known))
+        for region, found in spectra.items():
+            key = (region, method, truth.pair["patient"])
+            self.spectra[key] = self.spectra[key] + found if key in self.spectra else found
+
+    @property
+    def methods(self) -> list[str]:
+        """Names of the methods, the first that was added first, without the reference."""
+        found = dict.fromkeys(score.method for score in self.scores)
+        return [name for name in found if name != REFERENCE]
+
+    @property
+    def ours(self) -> str:
+        """The first method, with which the others are compared."""
+        return self.methods[0]
 
     @property
     def regions(self) -> list[str]:
@@ -112,31 +131,66 @@ class Evaluation:
     def slices(self) -> dict[str, int]:
         """Patient to number of slices."""
         counted: dict[str, int] = {}
+        ours = self.ours
         for score in self.scores:
-            if (score.method, score.region) == (OURS, WHOLE):
+            if (score.method, score.region) == (ours, WHOLE):
                 counted[score.patient] = counted.get(score.patient, 0) + 1
         return counted
 
     def patient_means(self, metric: str, method: str, region: str = WHOLE) -> dict[str, float]:
-        """Patient to mean over the patient's slices; patients without a value are absent."""
-        values: dict[str, list[float]] = {}
+        """Patient to mean over the patient's slices; patients without a value are absent.
+
+        Slices weigh alike; in tissues and flat patches they weigh by their pixels there.
+        """
+        values: dict[str, list[tuple[float, int]]] = {}
         for score in self.scores:
             if (score.method, score.region) == (method, region) and metric in score.values:
-                values.setdefault(score.patient, []).append(score.values[metric])
-        return {patient: sum(found) / len(found) for patient, found in values.items()}
+                weight = score.num_pixels if region in BY_PIXELS else 1
+                values.setdefault(score.patient, []).append((score.values[metric], weight))
+        return {
+            patient: sum(value * weight for value, weight in found) / sum(w for _, w in found)
+            for patient, found in values.items()
+        }
 
     def mean(self, metric: str, method: str, region: str = WHOLE) -> Interval | None:
         """Mean over patients with its interval; None if nothing was measured."""
         means = self.patient_means(metric, method, region)
         return interval(list(means.values())) if means else None
 
-    def difference(self, metric: str, baseline: str, region: str = WHOLE) -> Interval | None:
-        """Mean over patients of medqdm minus a baseline, patient by patient, with its interval."""
-        ours = self.patient_means(metric, OURS, region)
-        theirs = self.patient_means(metric, baseline, region)
+    def difference(
+        self, metric: str, other: str, region: str = WHOLE, *, ours: str | None = None
+    ) -> Interval | None:
+        """Mean over patients of a method minus another, patient by patient, with its interval.
+
+        Args:
+            metric: which.
+            other: name of the method that is subtracted.
+            region: which.
+            ours: name of the method that it is subtracted from; None: the first.
+        """
+        mine = self.patient_means(metric, ours or self.ours, region)
+        theirs = self.patient_means(metric, other, region)
         # equal first: two perfect scores, infinite dB both, do not differ
-        values = [0.0 if ours[p] == theirs[p] else ours[p] - theirs[p] for p in ours if p in theirs]
+        values = [0.0 if mine[p] == theirs[p] else mine[p] - theirs[p] for p in mine if p in theirs]
         return interval(values) if values else None
+
+    def patient_ratios(self, metric: str, method: str, region: str = WHOLE) -> dict[str, float]:
+        """Patient to a method's mean over the truth's own; patients without both are absent."""
+        theirs = self.patient_means(metric, method, region)
+        truths = self.patient_means(metric, REFERENCE, region)
+        return {p: theirs[p] / truths[p] for p in theirs if truths.get(p)}
+
+    def ratio(self, metric: str, method: str, region: str = WHOLE) -> Interval | None:
+        """Geometric mean over patients of a method's value over the truth's own, with its interval.
+
+        Geometric, because twice and half as much are equally far from the truth.
+        """
+        ratios = self.patient_ratios(metric, method, region).values()
+        if not ratios:
+            return None
+        found = interval([math.log(ratio) if ratio > 0 else -math.inf for ratio in ratios])
+        low, high = (None if end is None else math.exp(end) for end in (found.low, found.high))
+        return replace(found, mean=math.exp(found.mean), low=low, high=high)
 
 
 def open_pairs(
@@ -166,47 +220,131 @@ def evaluate(
     enhancer: Enhancer,
     pairs: Iterable[Pair],
     *,
+    others: Sequence[Method] = (),
     rois: RoiFolder | None = None,
     lpips: PerceptualDistance | None = None,
     num_examples: int = 3,
 ) -> Evaluation:
-    """Score medqdm, bicubic and Lanczos interpolation on pairs of LR and HR slices.
+    """Score medqdm, bicubic, Lanczos and any other methods on pairs of LR and HR slices.
 
     PSNR, SSIM and LPIPS look at the window; HU errors at the values as they are.
 
     Args:
         enhancer: the loaded model.
         pairs: see ``open_pairs``; wrap them to show progress.
+        others: methods to stand beside it, of the same factor.
         rois: masks of the region ``roi``.
         lpips: perceptual distance; it is moved to the enhancer's device.
         num_examples: patients of whom one slice is kept to look at.
 
     Raises:
-        MedQDMError: no pairs, a pair that does not fit the task's factor, or a mask is missing.
+        MedQDMError: no pairs, a pair that does not fit the task's factor, a mask is missing, two
+            methods of one name, or an output of another size than the reference.
     """
     task = enhancer.task
+    methods = [Model(enhancer), *baselines(task.upscale), *others]
     found = Evaluation(describe(enhancer), task.hu_window)
-    lot = _Lot(found.examples, num_examples)
     if lpips is not None:
         lpips = lpips.to(enhancer.device)
+    measure(found, methods, pairs, task, rois=rois, lpips=lpips, num_examples=num_examples)
+    return found
+
+
+def measure(
+    found: Evaluation,
+    methods: Sequence[Method],
+    pairs: Iterable[Pair],
+    task: Task,
+    *,
+    rois: RoiFolder | None = None,
+    lpips: PerceptualDistance | None = None,
+    num_examples: int = 0,
+) -> None:
+    """Run methods on pairs, all on one pair before the next, and add their scores.
+
+    Args:
+        found: where the scores go.
+        methods: the first is compared with the others.
+        pairs: LR and HR slices.
+        task: factor, window and sizes of all methods.
+        rois: see ``evaluate``, as for the next two.
+        lpips: on the device where it is to run.
+        num_examples: the same.
+
+    Raises:
+        MedQDMError: see ``evaluate``.
+    """
+    check_names([method.name for method in methods])
+    lot = _Lot(found.examples, num_examples)
     for pair in pairs:
-        _check(pair, task)
-        done = enhancer.enhance_slice(pair["lr_hu"], pair["slice"])
-        outputs = {OURS: done.hu}
-        outputs |= {name: up(pair["lr_hu"], task.upscale) for name, up in BASELINES.items()}
-        regions = _regions(pair, task.hu_window, rois)
-        for method, sr_hu in outputs.items():
-            whole = _whole_slice_values(sr_hu, pair, task.hu_window, lpips)
-            if method == OURS:
-                whole |= {"share_refined": float(done.refined.mean()), "seconds": done.seconds}
-            found.scores.extend(_score_regions(method, sr_hu, pair, task.hu_window, regions, whole))
-        found.scores.append(_score_reference(pair))
+        check_pair(pair, task)
+        if not found.scores:
+            for method in methods:  # memory and kernels are planned before the clock runs
+                enhance_one(method, pair["lr_hu"], pair["slice"])
+        roi = rois.mask(pair["patient"], pair["slice"]) if rois is not None else None
+        truth = Truth(pair, task, roi)
+        outputs = {}
+        for method in methods:
+            outputs[method.name], seconds = enhance_one(method, pair["lr_hu"], pair["slice"])
+            check_output(outputs[method.name], pair, method.name)
+            known = {"seconds": seconds}
+            if isinstance(method, Model):
+                known |= method.known
+            if lpips is not None:
+                known["lpips"] = perceptual_distance(truth, outputs[method.name], lpips)
+            found.add(truth, method.name, outputs[method.name], known)
+        found.add(truth, REFERENCE, pair["hr_hu"], {})
         lot.offer(pair, outputs)
     if not found.scores:
         raise MedQDMError(
             "evaluate: must get one pair of slices or more, got none; give volumes with slices"
         )
-    return found
+
+
+def baselines(factor: int) -> list[Method]:
+    """The plain interpolations.
+
+    Args:
+        factor: output pixels per input pixel.
+    """
+    return [Interpolation(name, upsample, factor) for name, upsample in BASELINES.items()]
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Refuse two methods of one name; the truth has one too.
+
+    Args:
+        names: of the methods.
+
+    Raises:
+        MedQDMError: a name is there twice.
+    """
+    names = [REFERENCE, *names]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise MedQDMError(
+            f"evaluate: methods must have different names, got {', '.join(twice)} twice; rename one"
+        )
+
+
+def check_output(sr_hu: Image, pair: Pair, name: str) -> None:
+    """Refuse an output that cannot be compared with its reference.
+
+    Args:
+        sr_hu: the output.
+        pair: the slice.
+        name: of the method.
+
+    Raises:
+        MedQDMError: another shape, or values that are not finite.
+    """
+    if sr_hu.shape != pair["hr_hu"].shape or not np.isfinite(sr_hu).all():
+        raise MedQDMError(
+            f"{name}: must give finite slices of {' x '.join(map(str, pair['hr_hu'].shape))} "
+            f"pixels, got {' x '.join(map(str, sr_hu.shape))}"
+            f"{'' if np.isfinite(sr_hu).all() else ' with NaN or infinity'}; "
+            "compare methods of one factor"
+        )
 
 
 class _Lot:
@@ -228,7 +366,16 @@ class _Lot:
             self._examples[patient] = Example(pair["lr_hu"], pair["hr_hu"], outputs)
 
 
-def _check(pair: Pair, task: Task) -> None:
+def check_pair(pair: Pair, task: Task) -> None:
+    """Refuse a pair that does not fit a task's factor.
+
+    Args:
+        pair: the slice.
+        task: whose.
+
+    Raises:
+        MedQDMError: the reference is not ``upscale`` times as large.
+    """
     height, width = pair["lr_hu"].shape
     expected = (height * task.upscale, width * task.upscale)
     if pair["hr_hu"].shape != expected:
@@ -237,65 +384,6 @@ def _check(pair: Pair, task: Task) -> None:
             f"{task.upscale}, got {' x '.join(map(str, pair['hr_hu'].shape))}; "
             "use pairs and weights of one task"
         )
-
-
-def _whole_slice_values(
-    sr_hu: Image, pair: Pair, window: Window, lpips: PerceptualDistance | None
-) -> dict[str, float]:
-    """What makes no sense on a part of a slice."""
-    values = {"lr_consistency_hu": metrics.lr_consistency_hu(sr_hu, pair["lr_hu"])}
-    if lpips is not None:
-        sr, hr = (
-            torch.from_numpy(np.asarray(window.normalize(hu), dtype=np.float32))[None, None]
-            for hu in (sr_hu, pair["hr_hu"])
-        )
-        device = lpips.shift.device
-        with torch.no_grad():
-            values["lpips"] = float(lpips(sr.to(device), hr.to(device)))
-    return values
-
-
-def _regions(pair: Pair, window: Window, rois: RoiFolder | None) -> dict[str, Mask | None]:
-    regions: dict[str, Mask | None] = {WHOLE: None, "body": body_mask(pair["hr_hu"], window)}
-    if rois is not None:
-        regions["roi"] = rois.mask(pair["patient"], pair["slice"])
-    return regions
-
-
-def _score_reference(pair: Pair) -> Score:
-    consistency = metrics.lr_consistency_hu(pair["hr_hu"], pair["lr_hu"])
-    return Score(
-        patient=pair["patient"],
-        slice=pair["slice"],
-        method=REFERENCE,
-        region=WHOLE,
-        num_pixels=pair["hr_hu"].size,
-        values={"lr_consistency_hu": consistency},
-    )
-
-
-def _score_regions(
-    method: str,
-    sr_hu: Image,
-    pair: Pair,
-    window: Window,
-    regions: dict[str, Mask | None],
-    whole: dict[str, float],
-) -> Iterator[Score]:
-    hr_hu = pair["hr_hu"]
-    similarity = metrics.ssim_map(sr_hu, hr_hu, window)
-    for region, mask in regions.items():
-        num_pixels = hr_hu.size if mask is None else int(mask.sum())
-        if num_pixels == 0:
-            continue
-        values = {
-            "psnr_db": metrics.psnr_db(sr_hu, hr_hu, window, mask),
-            "ssim": float((similarity if mask is None else similarity[mask]).mean()),
-            "mae_hu": metrics.mae_hu(sr_hu, hr_hu, mask),
-            "bias_hu": metrics.bias_hu(sr_hu, hr_hu, mask),
-            **(whole if region == WHOLE else {}),
-        }
-        yield Score(pair["patient"], pair["slice"], method, region, num_pixels, values)
 
 
 def describe(enhancer: Enhancer) -> dict[str, Any]:

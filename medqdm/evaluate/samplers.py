@@ -251,7 +251,7 @@ class _Bench:
         self._announce(row.name)
         enhancer = self._open(row)
         self.settings = self.settings or describe(enhancer)
-        watch = _Watch(enhancer.engine, instead)
+        watch = Watch(enhancer.engine, instead)
         values: dict[str, dict[str, float]] = {}
         for block in self._track(self._blocks, len(self._blocks)):
             stack, seconds = _enhance(enhancer, block, watch)
@@ -305,7 +305,7 @@ class _Bench:
         return name
 
 
-class _Watch:
+class Watch:
     """Stands between an engine and its policies: keeps what they cost, or puts others in place.
 
     It does so inside a ``with`` block alone.
@@ -331,6 +331,7 @@ class _Watch:
     def __call__(
         self, lr: Tensor, z_lr: Tensor, index: Any, noise: Noise, *rest: Any, **named: Any
     ) -> Policy:
+        """The policy of one batch, remembered; called like ``Engine.policy``."""
         policy = self._make(lr, z_lr, index, noise, *rest, **named)
         if self._instead is not None:
             policy = self._instead(policy, lr, noise)
@@ -380,7 +381,7 @@ def _draw(counts: Counts) -> Instead:
     return random
 
 
-def _enhance(enhancer: Enhancer, block: Block, watch: _Watch) -> tuple[Image, float]:
+def _enhance(enhancer: Enhancer, block: Block, watch: Watch) -> tuple[Image, float]:
     """The enhanced slices ``(z, y, x)``, and seconds a slice from LR to SR in memory."""
     enhancer.prepare(block.lr)
     # memory and kernels are planned before the clock runs, on a GPU for each size of batch

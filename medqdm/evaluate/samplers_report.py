@@ -13,8 +13,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from medqdm import metrics, picture
+from medqdm.evaluate.document import plain_json, table
 from medqdm.evaluate.intervals import Interval, interval
-from medqdm.evaluate.report import plain_json, table
 from medqdm.evaluate.rows import REFERENCE
 from medqdm.evaluate.samplers import AS_GOOD_DB, CHEAP_SHARE, Comparison, Measured, Trial
 from medqdm.io.whole import whole_folder

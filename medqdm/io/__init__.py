@@ -1,5 +1,6 @@
 """Reading and writing CT: DICOM series, NIfTI, NRRD and MetaImage."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from medqdm.errors import MedQDMError
@@ -47,6 +48,7 @@ def read(
     series: str | None = None,
     slice_axis: int | None = None,
     skip_bad: bool = False,
+    files: Sequence[Path] | None = None,
 ) -> Volume:
     """Read a CT volume, of whatever kind lies there.
 
@@ -58,6 +60,8 @@ def read(
         slice_axis: array axis of the slices in a NIfTI, NRRD or MetaImage file, where its
             spacings do not tell.
         skip_bad: leave damaged DICOM slices out, with a warning, instead of refusing the series.
+        files: of a DICOM series, as its ``SeriesSummary`` lists them, so that no others are looked
+            into; None: all that lie there.
 
     Raises:
         MedQDMError: nothing there that can be read as one stack of CT slices in HU.
@@ -67,7 +71,7 @@ def read(
         return read_nifti(path, slice_axis=slice_axis)
     if path.is_file() and has_ending(path, ITK_ENDINGS):
         return read_itk(path, slice_axis=slice_axis)
-    return read_dicom(path, series=series, skip_bad=skip_bad)
+    return read_dicom(path, series=series, skip_bad=skip_bad, files=files)
 
 
 def write(source: Volume, volume: Volume, path: str | Path, *, overwrite: bool = False) -> None:

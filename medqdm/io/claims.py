@@ -13,7 +13,7 @@ import psutil
 
 from medqdm.errors import MedQDMError
 
-_BELIEVED = 1 << 26  # bytes that any header may claim without proof
+_BELIEVED = 1 << 22  # bytes that any header may claim without proof
 _HEADER = 1 << 16  # bytes in which a header with named fields must end
 _MOST_INFLATION = 1040  # times; deflate cannot do more
 _DATA_FILE = re.compile(rb"^\s*(?:data\s*file|elementdatafile)\s*[:=][ \t]*(.+?)\s*$", re.I | re.M)

@@ -1,5 +1,6 @@
 """Check: what no conformance tool sees, asserted on each slice read back from the disk."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from medqdm.io.dicom_header import (
     REMOVED,
     SIGNATURES,
     STAYS_TOO,
+    clean,
     image_type,
 )
 from medqdm.io.dicom_pixels import padding_ends, stored_range
@@ -144,8 +146,7 @@ def _identity_findings(written: Dataset, source: Dataset) -> Iterator[tuple[bool
         before = _text(source, keyword)
         given = keyword in _MAY_BE_NEW and not before
         yield given or _text(written, keyword) == before, f"keep {keyword}"
-    patient = {e.tag for d in (source, written) for e in d.group_dataset(0x0010) if e.tag.element}
-    yield all(_text(written, tag) == _text(source, tag) for tag in patient), "keep the patient"
+    yield _patient(written) == _patient(source), "keep the patient"
     yield all(keyword in written for keyword in PRESENT), "have all that a CT image must have"
     number = _text(written, "SeriesNumber")
     yield number not in ("", _text(source, "SeriesNumber")), "have a series number of its own"
@@ -206,6 +207,13 @@ def _pixel_findings(
     padded = [k for k in ("PixelPaddingValue", "PixelPaddingRangeLimit") if k in written]
     yield all(vr == written[k].VR for k in padded), f"have PixelPaddingValue as {vr}"
     yield words is None or np.array_equal(held, words), "hold the very pixels that were made"
+
+
+def _patient(dataset: Dataset) -> dict[int, str]:
+    """What group 0010 says, private elements in its items aside."""
+    group = copy.deepcopy(dataset.group_dataset(0x0010))
+    clean(group)
+    return {int(tag): text for tag in group.keys() if (text := _text(group, tag))}  # noqa: SIM118
 
 
 def _text(dataset: Dataset, tag: object) -> str:

@@ -1,6 +1,7 @@
 """DICOM header of a derived CT slice: what is kept, made new, moved or removed, and why."""
 
 import copy
+import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 
@@ -18,6 +19,7 @@ from medqdm.io.dicom_frames import ENHANCED
 from medqdm.io.dicom_pixels import padding_ends, stored_range
 
 SIGNATURES = {0x4FFE0001, 0xFFFAFFFA, 0x04000500}  # MAC parameters, signatures, encrypted content
+SERIES_DIGITS = 10_000  # last digits of a series number
 _WORD_BITS = 16
 _LARGEST_IS, _LARGEST_US = 2**31 - 1, 2**16 - 1
 
@@ -68,6 +70,8 @@ class Derivation:
         software_version: of medqdm.
         weights_id: names the weights, such as the start of their checksum.
         series_instance_uid: of the new series.
+        series_number: of the new series.
+        acquisition: which one it is of several in the source, from 1; 0 if there is one.
         frame_of_reference_uid: for sources that have none.
         made_at: when the series was started, with its time zone; None: the source's dates stay.
     """
@@ -77,6 +81,8 @@ class Derivation:
     software_version: str
     weights_id: str
     series_instance_uid: str
+    series_number: int
+    acquisition: int
     frame_of_reference_uid: str
     made_at: datetime | None
 
@@ -106,7 +112,7 @@ def derived_header(source: Dataset, derivation: Derivation, *, index: int) -> Da
     out = copy.deepcopy(source)
     if source.original_encoding[1] is False:
         _to_little_endian(out)
-    _clean(out)
+    clean(out)
     _describe_equipment(source, out, derivation)
     for keyword in REMOVED:
         if keyword in out:
@@ -129,14 +135,19 @@ def _to_little_endian(dataset: Dataset) -> None:
     dataset.set_original_encoding(False, True, dataset.original_character_set)
 
 
-def _clean(dataset: Dataset, *, nested: bool = False) -> None:
-    """Private elements and signatures go at every level, overlays and curves at the top."""
+def clean(dataset: Dataset, *, nested: bool = False) -> None:
+    """Drop private elements and signatures at every level, overlays and curves at the top.
+
+    Args:
+        dataset: changed in place.
+        nested: whether it is an item of a sequence.
+    """
     for tag in list(dataset.keys()):
         if tag.is_private or tag in SIGNATURES or tag.element == 0 or _is_graphics(tag, nested):
             del dataset[tag]
         elif _is_sequence(dataset, tag):
             for item in dataset[tag].value:
-                _clean(item, nested=True)
+                clean(item, nested=True)
 
 
 def _is_graphics(tag: BaseTag, nested: bool) -> bool:
@@ -176,7 +187,7 @@ def _describe_equipment(source: Dataset, out: Dataset, derivation: Derivation) -
         item.PurposeOfReferenceCodeSequence = Sequence([_code(*code)])
         cleaned = [copy.deepcopy(e) for e in earlier]
         for entry in cleaned:
-            _clean(entry, nested=True)
+            clean(entry, nested=True)
         out.ContributingEquipmentSequence = Sequence([*cleaned, item])
     out.Manufacturer = "medqdm"
     out.ManufacturerModelName = "medqdm"
@@ -187,8 +198,10 @@ def _describe_equipment(source: Dataset, out: Dataset, derivation: Derivation) -
 def _describe_series(source: Dataset, out: Dataset, derivation: Derivation) -> None:
     out.Modality = "CT"
     out.SeriesInstanceUID = derivation.series_instance_uid
-    out.SeriesNumber = _series_number(source, derivation.upscale)
+    out.SeriesNumber = derivation.series_number
     suffix = f" SRx{derivation.upscale} AI"
+    if derivation.acquisition:
+        suffix = f" #{derivation.acquisition}{suffix}"
     described = str(source.get("SeriesDescription") or "CT")
     out.SeriesDescription = described[: 64 - len(suffix)].rstrip() + suffix
     if derivation.made_at is not None:
@@ -201,14 +214,25 @@ def _describe_series(source: Dataset, out: Dataset, derivation: Derivation) -> N
         out.FrameOfReferenceUID = derivation.frame_of_reference_uid
 
 
-def _series_number(source: Dataset, upscale: int) -> int:
-    """Another number than the source's, or old viewers interleave the two."""
+def new_series_number(source: Dataset, upscale: int, digits: int) -> int:
+    """Another number than the source's and other outputs', or old viewers interleave them.
+
+    Args:
+        source: header of a slice.
+        upscale: in-plane factor.
+        digits: the last four, which tell outputs of the same source number apart.
+
+    Returns:
+        The source's number, two digits for the factor, and the last four; without the source's
+        number where it is none or too large.
+    """
     try:
         number = int(source.get("SeriesNumber") or 0)
-    except ValueError:
+    except (ValueError, TypeError):
         number = 0
-    wanted = number * 100 + upscale
-    return wanted if 0 <= wanted <= _LARGEST_IS else upscale
+    most = _LARGEST_IS // 1_000_000 - 1
+    new = ((number if 0 <= number <= most else 0) * 100 + upscale) * SERIES_DIGITS + digits
+    return new + (new == number)
 
 
 def _describe_image(source: Dataset, out: Dataset, derivation: Derivation, index: int) -> None:
@@ -345,7 +369,7 @@ def _date_and_time(source: Dataset, made_at: datetime) -> tuple[str, str]:
     """TimezoneOffsetFromUTC governs every time in the object, so new ones follow it."""
     offset = str(source.get("TimezoneOffsetFromUTC") or "")
     when = made_at
-    if len(offset) == 5 and offset[0] in "+-" and offset[1:].isdigit():
+    if re.fullmatch(r"[+-]([01]\d|2[0-3])[0-5]\d", offset, re.ASCII):
         delta = timedelta(hours=int(offset[1:3]), minutes=int(offset[3:]))
         when = made_at.astimezone(timezone(delta if offset[0] == "+" else -delta))
     return when.strftime("%Y%m%d"), when.strftime("%H%M%S")

@@ -1,6 +1,7 @@
 """Pixels: stored words of a CT slice to HU, with padding kept apart."""
 
 import struct
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -186,9 +187,14 @@ def _check_length(dataset: Dataset, where: str) -> None:
             frame = next(generate_frames(dataset.PixelData, number_of_frames=1))
         except (ValueError, EOFError, StopIteration):
             frame = b""
-        # the decoder of RLE checks the length
+        # the decoder of RLE checks the length, but not whether there is far too much
         whole = bool(frame) if syntax == RLELossless else _END_OF_IMAGE in frame[-64:]
         found = stream_shape(frame)
+        if syntax == RLELossless and _is_rle_longer(frame, 2 * shape[0] * shape[1]):
+            raise MedQDMError(
+                f"{where}: pixels must have the shape {shape} of the header, got more of them in "
+                "the compressed stream; the file is damaged"
+            )
         if whole and found is not None and found != shape:
             raise MedQDMError(
                 f"{where}: pixels must have the shape {shape} of the header, got {found} in the "
@@ -199,6 +205,21 @@ def _check_length(dataset: Dataset, where: str) -> None:
             f"{where}: a CT file must hold all its pixels, got a truncated file; "
             "copy it again, or take it out of the series"
         )
+
+
+def _is_rle_longer(frame: bytes, most: int) -> bool:
+    """Whether a segment would be decoded to more bytes than that."""
+    count = min(15, int.from_bytes(frame[:4], "little"), len(frame) // 4 - 1)
+    starts = struct.unpack_from(f"<{max(0, count)}L", frame, 4) if count > 0 else ()
+    for start, stop in pairwise((*starts, len(frame))):
+        at, size = start, 0
+        while at < stop and size <= most:
+            control = frame[at]
+            size += control + 1 if control < 128 else (257 - control) % 129
+            at += control + 2 if control < 128 else 2 if control > 128 else 1
+        if size > most:
+            return True
+    return False
 
 
 def stream_shape(frame: bytes) -> tuple[int, int] | None:

@@ -18,8 +18,8 @@ from medqdm.errors import MedQDMError
 from medqdm.io.dicom_frames import Slice, read_slice
 from medqdm.io.dicom_open import one_line_for
 from medqdm.io.dicom_pixels import Pixels, to_hu
-from medqdm.io.dicom_scan import Scan, scan, tolerant
-from medqdm.io.dicom_stack import Stack, arrange, check_geometry, is_localizer
+from medqdm.io.dicom_scan import Scan, scan, scan_files, tolerant
+from medqdm.io.dicom_stack import Stack, arrange, check_geometry, is_enhanced, is_localizer
 from medqdm.volume import SliceStack, Source, Volume, check_finite
 
 METAL_HU = 3000.0  # above bone and teeth
@@ -34,7 +34,13 @@ LOSSY_METHODS = {  # transfer syntaxes that lose, unless LossyImageCompression s
 }
 
 
-def read_dicom(path: Path, *, series: str | None = None, skip_bad: bool = False) -> Volume:
+def read_dicom(
+    path: Path,
+    *,
+    series: str | None = None,
+    skip_bad: bool = False,
+    files: Sequence[Path] | None = None,
+) -> Volume:
     """Read one CT series.
 
     Args:
@@ -42,12 +48,13 @@ def read_dicom(path: Path, *, series: str | None = None, skip_bad: bool = False)
         series: SeriesInstanceUID or the end of one, needed where several CT series lie there;
             ``UID#2`` is the second acquisition of a series that holds several.
         skip_bad: leave out slices that are damaged instead of refusing the series.
+        files: those to look into, where they are known; None: all that lie there.
 
     Raises:
         MedQDMError: there is no CT series or more than one, or it cannot be a stack of slices in
             HU with a place in the patient.
     """
-    found = scan(path)
+    found = scan(path) if files is None else scan_files(files)
     uid, part = _choose(found, series, where=path.name or str(path))
     label = f"series {uid}"
     if found.unopened and not skip_bad:
@@ -58,16 +65,17 @@ def read_dicom(path: Path, *, series: str | None = None, skip_bad: bool = False)
             "(--skip-bad leaves them out)"
         )
     with tolerant(), one_line_for(label):
-        files = found.series[uid]
-        left_out: list[str] = []
+        slices = found.series[uid]
+        bad: list[str] = []
         if skip_bad:
-            files, left_out = _leave_bad_ones_out(files)
-        stack = _choose_stack(arrange(files, label=label), uid, part)
+            slices, bad = _leave_bad_ones_out(slices)
+        stacks = arrange(slices, label=label)
+        stack = _choose_stack(stacks, uid, part)
         checked = _check_all(stack.slices)
         headers = tuple(item.header for item in stack.slices)
         warnings = [*stack.warnings, *_pixel_warnings(headers, checked)]
-        if left_out:
-            warnings.append(f"left out {len(left_out)} damaged slice(s): {_names(left_out)}")
+        if bad:
+            warnings.append(f"left out {len(bad)} damaged slice(s): {_names(bad)}")
         if found.lost:
             names = _names([file.name for file in found.lost])
             warnings.append(f"{len(found.lost)} file(s) may be slices but are damaged: {names}")
@@ -82,7 +90,15 @@ def read_dicom(path: Path, *, series: str | None = None, skip_bad: bool = False)
             x_step_mm=x_step,
             y_step_mm=y_step,
             padding=padding if any(slice_.is_padded for slice_ in checked) else None,
-            source=Source("dicom", path.name or str(path), headers, tuple(warnings)),
+            source=Source(
+                "dicom",
+                path.name or str(path),
+                headers,
+                tuple(warnings),
+                acquisition=stack.number,
+                left_out=len(found.series[uid]) - sum(len(s.slices) for s in stacks),
+                is_enhanced=is_enhanced(headers[0]),
+            ),
         )
 
 
@@ -214,8 +230,8 @@ def _choose_stack(stacks: list[Stack], uid: str, part: str) -> Stack:
     if part.isdecimal() and 1 <= int(part) <= len(stacks):
         return stacks[int(part) - 1]
     listing = ", ".join(
-        f"{uid}#{n} ({stack.name}: {len(stack.slices)} slices)" if stack.name else f"{uid}"
-        for n, stack in enumerate(stacks[:_NAMED_FILES], 1)
+        f"{uid}#{stack.number} ({stack.name}: {len(stack.slices)} slices)" if stack.name else uid
+        for stack in stacks[:_NAMED_FILES]
     )
     more = f" and {len(stacks) - _NAMED_FILES} more" if len(stacks) > _NAMED_FILES else ""
     raise MedQDMError(

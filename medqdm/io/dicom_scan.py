@@ -19,7 +19,7 @@ from medqdm.io.dicom_frames import ENHANCED, Slice, split_frames
 from medqdm.io.dicom_open import one_line_for, read_header
 from medqdm.io.formats import ITK_ENDINGS, NIFTI_ENDINGS, has_ending
 
-DAMAGED, UNREADABLE = "damaged DICOM file", "file that cannot be opened"
+DAMAGED, UNREADABLE = "damaged DICOM file", "file or folder that cannot be opened"
 NAMELESS, CLASSLESS = "CT without series UID", "DICOM without SOPClassUID"
 _MAY_BE_SLICES = (DAMAGED, UNREADABLE, NAMELESS, CLASSLESS)
 _TOLERANCE = threading.RLock()  # what tolerant() changes belongs to the whole process
@@ -101,7 +101,29 @@ def _files(path: Path) -> list[Path]:
         raise MedQDMError(f"{path}: must be a CT series, got nothing there; check the path")
     if path.is_file():
         return _dicomdir_files(path) if path.name.upper() == "DICOMDIR" else [path]
-    return sorted(Path(folder) / name for folder, _, names in os.walk(path) for name in names)
+    return files_below(path)
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Every file of a folder tree, and folders that cannot be opened, in order.
+
+    Links are followed; a folder that several lead to is visited once.
+    """
+    found: list[Path] = []
+    seen: set[tuple[int, int]] = set()
+
+    def keep(error: OSError) -> None:
+        found.append(Path(error.filename))
+
+    for top, folders, names in os.walk(folder, onerror=keep, followlinks=True):
+        status = Path(top).stat()
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders.sort()
+        found += [Path(top) / name for name in names]
+    return sorted(found)
 
 
 def _dicomdir_files(path: Path) -> list[Path]:
@@ -145,9 +167,11 @@ def _probe(file: Path) -> list[Slice] | str:
     """The CT slices in a file, or why there are none."""
     if has_ending(file, (*NIFTI_ENDINGS, *ITK_ENDINGS)):
         return "NIfTI, NRRD or MetaImage file (give it by its own name)"
-    if not file.is_file():
-        return "no regular file"
     try:
+        if file.is_dir():
+            return UNREADABLE
+        if not file.is_file():
+            return "no regular file"
         found = read_header(file)
     except MedQDMError:
         return DAMAGED

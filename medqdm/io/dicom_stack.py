@@ -1,9 +1,12 @@
 """Stacks: the CT files of one series as slices in spatial order, one stack an acquisition."""
 
+import math
+import re
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
+from hashlib import sha256
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +19,7 @@ from medqdm.io.dicom_pixels import to_hu
 
 ORIENTATION_TOLERANCE = 1e-4  # of direction cosines
 POSITION_TOLERANCE_MM = 1e-3
+_NUMBER = re.compile(r"-?\d{1,16}(\.\d*)?")
 _MOST_GRIDS = 32  # kinds of slices in one series; each slice is compared with all of them
 LARGEST_SIDE = 8192  # pixels of a slice; scanners make 256 to 2048
 _GEOMETRY = {
@@ -38,12 +42,14 @@ class Stack(NamedTuple):
     """Slices of one acquisition, one at a place.
 
     Args:
+        number: which acquisition of its series it is, from 1; 0 if it is the only one.
         name: what it differs in from the others of its series, such as ``AcquisitionNumber 2``;
             empty if it is the only one.
         slices: in spatial order.
         warnings: what is odd about them, one sentence each.
     """
 
+    number: int
     name: str
     slices: list[Slice]
     warnings: list[str]
@@ -57,11 +63,12 @@ def arrange(slices: list[Slice], *, label: str) -> list[Stack]:
         label: what messages call the series.
 
     Raises:
-        MedQDMError: geometry is missing, files contradict each other, or two slices share a place
-            and nothing in their headers tells them apart.
+        MedQDMError: geometry is missing, files contradict each other, belong to several studies
+            or patients, or two slices share a place and nothing in their headers tells them apart.
     """
     with one_line_for(label):
         warnings: list[str] = []
+        _check_owner(slices, label)
         slices = _drop_localizers(slices, warnings, label)
         for item in slices:
             check_geometry(item)
@@ -70,8 +77,12 @@ def arrange(slices: list[Slice], *, label: str) -> list[Stack]:
         heights = heights_mm(slices)
         order = np.argsort(heights, kind="stable")
         slices = [slices[i] for i in order]
-        stacks = _split(slices, heights[order], label)
-        return [Stack(name, part, [*warnings, *_spacing_warnings(part)]) for name, part in stacks]
+        parts = _split(slices, heights[order], label)
+        first = int(len(parts) > 1)
+        return [
+            Stack(number, name, part, [*warnings, *_spacing_warnings(part)])
+            for number, (name, part) in enumerate(parts, first)
+        ]
 
 
 def heights_mm(slices: Sequence[Slice]) -> NDArray[np.float64]:
@@ -106,6 +117,11 @@ def tilt_degrees(slices: Sequence[Slice]) -> float:
 def is_localizer(item: Slice) -> bool:
     """Whether it is a scout, a projection, by its ImageType."""
     return "LOCALIZER" in _values(item.header.get("ImageType"))
+
+
+def is_enhanced(header: Dataset) -> bool:
+    """Whether medqdm made the slice."""
+    return "medqdm" == header.get("Manufacturer") == header.get("ManufacturerModelName")
 
 
 def check_geometry(item: Slice) -> None:
@@ -143,6 +159,17 @@ def check_geometry(item: Slice) -> None:
             f"{item.name}: ImageOrientationPatient must be two unit vectors at a right angle, "
             "got others; the geometry in its header is damaged"
         )
+
+
+def _check_owner(slices: list[Slice], label: str) -> None:
+    """Careless anonymization gives the series of several patients one UID."""
+    for keyword, owner in (("StudyInstanceUID", "study"), ("PatientID", "patient")):
+        count = len({str(item.header.get(keyword) or "") for item in slices})
+        if count > 1:
+            raise MedQDMError(
+                f"{label}: its slices must belong to one {owner}, got {count} that share its UID; "
+                "give the files of one"
+            )
 
 
 def _drop_localizers(slices: list[Slice], warnings: list[str], label: str) -> list[Slice]:
@@ -185,8 +212,9 @@ def _drop_duplicates(slices: list[Slice], warnings: list[str]) -> list[Slice]:
 
 
 def _content(item: Slice) -> tuple[bytes, str]:
+    """A checksum of the pixels, and the place."""
     pixels = to_hu(read_slice(item), where=item.name)
-    return pixels.hu.tobytes(), str(item.header.ImagePositionPatient)
+    return sha256(pixels.hu.data).digest(), str(item.header.ImagePositionPatient)
 
 
 def _keep_largest_grid(slices: list[Slice], warnings: list[str], label: str) -> list[Slice]:
@@ -242,13 +270,13 @@ def _split(
         return [("", slices)]
     for count in (1, 2):
         for keywords in combinations(_DISTINCTIONS, count):
-            groups: dict[Hashable, list[int]] = defaultdict(list)
+            groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
             for k, item in enumerate(slices):
                 groups[tuple(str(item.header.get(key)) for key in keywords)].append(k)
             if _tells_apart(groups, places, layers):
                 return [
-                    (_name(keywords, values, n), [slices[k] for k in group])
-                    for n, (values, group) in enumerate(groups.items())
+                    (_name(keywords, values, n), [slices[k] for k in groups[values]])
+                    for n, values in enumerate(sorted(groups, key=_in_order))
                 ]
     shared = len(slices) - int(places[-1]) - 1
     numbers = Counter(str(s.header.get("AcquisitionNumber", "none")) for s in slices)
@@ -260,14 +288,21 @@ def _split(
     )
 
 
-def _tells_apart(groups: dict[Any, list[int]], places: NDArray[np.int64], layers: int) -> bool:
+def _tells_apart(
+    groups: dict[tuple[str, ...], list[int]], places: NDArray[np.int64], layers: int
+) -> bool:
     """Whether no group has two slices at a place, and they are no mere single slices."""
     are_few = len(groups) == layers or 2 * len(groups) <= len(places)
     apart = all(len(np.unique(places[group])) == len(group) for group in groups.values())
     return len(groups) > 1 and are_few and apart
 
 
-def _name(keywords: tuple[str, ...], values: Any, n: int) -> str:
+def _in_order(values: tuple[str, ...]) -> list[tuple[float, str]]:
+    """Numbers by size, before words: file names must not decide which acquisition is the first."""
+    return [(float(v), v) if _NUMBER.fullmatch(v) else (math.inf, v) for v in values]
+
+
+def _name(keywords: tuple[str, ...], values: tuple[str, ...], n: int) -> str:
     """The acquisition number if it is one; other values might name somebody."""
     number = values[0] if keywords == ("AcquisitionNumber",) else ""
     return f"AcquisitionNumber {number}" if number.isdigit() else f"{keywords[0]}, part {n + 1}"

@@ -14,7 +14,14 @@ from pydicom.dataset import FileMetaDataset
 from medqdm.errors import MedQDMError
 from medqdm.io.dicom_blank import blank_headers
 from medqdm.io.dicom_check import check_series, check_slice
-from medqdm.io.dicom_header import Derivation, derived_header, drop_narrow_mappings
+from medqdm.io.dicom_header import (
+    SERIES_DIGITS,
+    Derivation,
+    derived_header,
+    drop_narrow_mappings,
+    new_series_number,
+)
+from medqdm.io.dicom_open import one_line_for
 from medqdm.io.dicom_pixels import padding_ends, stored_range
 from medqdm.io.dicom_scan import scan, tolerant
 from medqdm.io.dicom_syntax import SYNTAXES, choose_bits, set_pixels
@@ -104,12 +111,17 @@ class DerivedSeries:
         begun = None if settings.dates == "source" else made_at
         self._headers = _source_headers(source, self._identity, begun)
         self.series_instance_uid = make_uid("series", self._identity)
+        with tolerant(), one_line_for(source.source.label):
+            digits = _series_digits(source, settings)
+            series_number = new_series_number(self._headers[0], settings.upscale, digits)
         self._derivation = Derivation(
             upscale=settings.upscale,
             description=settings.description,
             software_version=settings.software_version,
             weights_id=settings.weights_id,
             series_instance_uid=self.series_instance_uid,
+            series_number=series_number,
+            acquisition=source.source.acquisition,
             frame_of_reference_uid=make_uid("frame", self._identity),
             made_at=begun,
         )
@@ -133,7 +145,7 @@ class DerivedSeries:
         padding = _padding(self._source, k, self._settings.upscale)
         _check_pixels(self._source, hu, padding.shape, k)
         file = folder / f"IM{k + 1:04d}.dcm"
-        with tolerant():
+        with tolerant(), one_line_for(f"header of slice {k + 1}"):
             out = derived_header(header, self._derivation, index=k)
             choose_bits(out, self._settings.transfer_syntax)
             words, clipped = _to_words(hu, padding, out)
@@ -157,7 +169,7 @@ class DerivedSeries:
         Raises:
             MedQDMError: a slice is missing, or the files are not one series.
         """
-        with tolerant():
+        with tolerant(), one_line_for("derived series"):
             check_series([folder / name for name in names], self._headers)
         return WriteReport(len(names), num_clipped, self.series_instance_uid, tuple(names))
 
@@ -241,18 +253,30 @@ def refuse_the_input(source: Volume, folder: Path, *, overwrite: bool) -> None:
 
 def identify(source: Volume, settings: SeriesSettings) -> str:
     """A digest of all that decides about the output: source UIDs and pixels, and the entropy."""
-    entropy = [
-        str(settings.upscale), settings.software_version, settings.weights_id,
-        *settings.uid_entropy,
-    ]  # fmt: skip
     digest = hashlib.sha256(b"".join(slice_digests(source.hu)))
     digest.update(source.origins_mm.tobytes())
     if source.source.kind == "dicom":
         for header in source.source.headers:
             uids = (header.get("SeriesInstanceUID"), header.get("SOPInstanceUID"))
             digest.update(repr([str(uid) for uid in uids]).encode())
-    digest.update(repr(entropy).encode())
+    digest.update(repr(_entropy(settings)).encode())
     return digest.hexdigest()
+
+
+def _entropy(settings: SeriesSettings) -> list[str]:
+    """All but the source that decides about the pixels."""
+    return [
+        str(settings.upscale), settings.software_version, settings.weights_id,
+        *settings.uid_entropy,
+    ]  # fmt: skip
+
+
+def _series_digits(source: Volume, settings: SeriesSettings) -> int:
+    """Four digits from the source's series and all settings; acquisitions of it are neighbours."""
+    header = source.source.headers[0] if source.source.kind == "dicom" else {}
+    parts = [str(header.get("SeriesInstanceUID")), *_entropy(settings)]
+    digest = hashlib.sha256(repr(parts).encode()).digest()
+    return (int.from_bytes(digest[:8], "big") + source.source.acquisition) % SERIES_DIGITS
 
 
 def _source_headers(source: Volume, identity: str, made_at: datetime | None) -> tuple[Dataset, ...]:

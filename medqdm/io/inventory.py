@@ -3,7 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import nibabel
@@ -16,9 +16,17 @@ from medqdm.io.claims import data_files
 from medqdm.io.dicom_frames import Slice, read_slice
 from medqdm.io.dicom_open import one_line_for
 from medqdm.io.dicom_pixels import Pixels, padding_ends, to_hu
-from medqdm.io.dicom_scan import scan_files, tolerant
-from medqdm.io.dicom_stack import Stack, arrange, heights_mm, num_gaps, tilt_degrees
+from medqdm.io.dicom_scan import files_below, scan_files, tolerant
+from medqdm.io.dicom_stack import (
+    Stack,
+    arrange,
+    heights_mm,
+    is_enhanced,
+    num_gaps,
+    tilt_degrees,
+)
 from medqdm.io.formats import ITK_ENDINGS, NIFTI_ENDINGS, SEGMENTATION_ENDINGS, has_ending
+from medqdm.volume import ENHANCED_BEFORE
 
 _SMALL_PX = 64
 _VIEW_MM = (80, 700)  # of scanners' reconstructions
@@ -48,6 +56,9 @@ class SeriesSummary:
             nothing was found in the header and the middle slice.
         encoding: names of the transfer syntaxes, or of the voxels' type in a file.
         needs_slice_axis: whether ``read`` must be told the axis of the slices.
+        is_enhanced: whether medqdm made it.
+        files: DICOM: its files, and damaged ones beside them that may be slices; ``read`` then
+            looks into no others.
     """
 
     kind: str
@@ -64,6 +75,8 @@ class SeriesSummary:
     padding: str = ""
     encoding: tuple[str, ...] = ()
     needs_slice_axis: bool = False
+    is_enhanced: bool = False
+    files: tuple[Path, ...] = field(default=(), repr=False)
 
     def enlarged(self, upscale: int) -> "Enlarged":
         """What an enhancement of this series in plane would give.
@@ -76,8 +89,10 @@ class SeriesSummary:
         return Enlarged((height, width), spacing, self.num_slices * (2 * height * width + _HEADER))
 
     def doubts(self) -> tuple[str, ...]:
-        """What of its size a model has hardly been trained on, one sentence each."""
+        """What makes an enhancement doubtful, one sentence each."""
         found = []
+        if self.is_enhanced:
+            found.append(ENHANCED_BEFORE)
         if min(self.matrix) < _SMALL_PX:
             found.append(
                 f"a matrix of {self.matrix[1]} x {self.matrix[0]} pixels is small (below "
@@ -144,7 +159,7 @@ def take_inventory(path: str | Path) -> Inventory:
     path = Path(path)
     if not path.exists():
         raise MedQDMError(f"{path}: must be a folder or file, got nothing there; check the path")
-    files = [path] if path.is_file() else _files_below(path)
+    files = [path] if path.is_file() else files_below(path)
     skipped: Counter[str] = Counter()
     summaries, rest = [], []
     for file in files:
@@ -157,13 +172,12 @@ def take_inventory(path: str | Path) -> Inventory:
     found = scan_files(rest)
     with tolerant():
         for uid, slices in found.series.items():
-            summaries += _summarize_series(uid, slices)
+            of_series = _summarize_series(uid, slices)
+            beside = {file for file in found.lost if of_series[0].path in file.parents}
+            of_it = tuple(sorted({item.path for item in slices} | beside))
+            summaries += [replace(summary, files=of_it) for summary in of_series]
     summaries.sort(key=lambda s: (s.path, s.series_instance_uid or ""))
     return Inventory(tuple(summaries), dict(skipped + found.skipped))
-
-
-def _files_below(folder: Path) -> list[Path]:
-    return sorted(Path(top) / name for top, _, names in os.walk(folder) for name in names)
 
 
 def _summarize_series(uid: str, slices: Sequence[Slice]) -> list[SeriesSummary]:
@@ -184,9 +198,7 @@ def _summarize_series(uid: str, slices: Sequence[Slice]) -> list[SeriesSummary]:
                 encoding=_syntaxes(slices),
             )
         ]
-    if len(stacks) == 1:
-        return [_summarize_stack(uid, stacks[0], folder)]
-    return [_summarize_stack(f"{uid}#{n}", stack, folder) for n, stack in enumerate(stacks, 1)]
+    return [_summarize_stack(uid, stack, folder) for stack in stacks]
 
 
 def _summarize_stack(uid: str, stack: Stack, folder: Path) -> SeriesSummary:
@@ -204,7 +216,7 @@ def _summarize_stack(uid: str, stack: Stack, folder: Path) -> SeriesSummary:
     return SeriesSummary(
         kind="dicom",
         path=folder,
-        series_instance_uid=uid,
+        series_instance_uid=f"{uid}#{stack.number}" if stack.number else uid,
         num_slices=len(slices),
         matrix=_matrix(slices[0]),
         spacing_mm=(float(np.median(steps)) if len(steps) else 0.0, spacing[0], spacing[1]),
@@ -215,6 +227,7 @@ def _summarize_stack(uid: str, stack: Stack, folder: Path) -> SeriesSummary:
         tilt_degrees=round(tilt_degrees(slices), 2),
         padding=padding,
         encoding=_syntaxes(slices),
+        is_enhanced=is_enhanced(slices[0].header),
     )
 
 

@@ -49,7 +49,8 @@ def read_nifti(path: Path, *, slice_axis: int | None = None) -> Volume:
         warnings += ("qform and sform are unset; the place in the patient is a guess",)
     affine = _LPS_RAS @ np.asarray(image.affine, dtype=np.float64)
     axis = choose_slice_axis(voxel_sizes(affine), slice_axis, where=path.name)
-    source = Source("nifti", path.name, {"header": header.copy()}, warnings)
+    ours = bytes(header["descrip"]).startswith(b"medqdm")
+    source = Source("nifti", path.name, {"header": header.copy()}, warnings, is_enhanced=ours)
     return to_volume(Lattice(voxels, affine), axis, source=source)
 
 

@@ -1,7 +1,5 @@
 """An npz file that is written slice by slice."""
 
-import shutil
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,14 +12,14 @@ class SliceArchive:
     """An npz file of one array ``(z, rows, columns)``, slice by slice: memory stays flat.
 
     Args:
+        path: the file.
         name: of the array.
         num_slices: z.
     """
 
-    def __init__(self, name: str, num_slices: int) -> None:
+    def __init__(self, path: Path, name: str, num_slices: int) -> None:
         self._num_slices = num_slices
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115  (``close`` closes it)
-        self._archive = zipfile.ZipFile(self._file, "w", zipfile.ZIP_DEFLATED)
+        self._archive = zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED)
         entry = zipfile.ZipInfo(f"{name}.npy")  # without the time: the same array, the same file
         entry.compress_type = zipfile.ZIP_DEFLATED
         self._array = self._archive.open(entry, "w", force_zip64=True)
@@ -36,16 +34,9 @@ class SliceArchive:
             self._is_empty = False
         self._array.write(np.ascontiguousarray(image).tobytes())
 
-    def save(self, path: Path) -> None:
-        """Write the file, once all slices are there."""
-        self._array.close()
-        self._archive.close()
-        self._file.seek(0)
-        with path.open("wb") as out:
-            shutil.copyfileobj(self._file, out)
-
     def close(self) -> None:
-        """Give the draft up."""
-        self._array.close()
-        self._archive.close()
-        self._file.close()
+        """End the file, once all slices are there."""
+        try:
+            self._array.close()
+        finally:  # or it tries once more, aloud, when it is cleared away
+            self._archive.close()

@@ -70,6 +70,20 @@ def whole_folder(
         yield unfinished.folder
 
 
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Hold a name that no other run may hold at the same time.
+
+    Args:
+        path: a file or folder that need not be there; missing parent folders are made.
+
+    Raises:
+        MedQDMError: another run holds it, or its folder cannot be written.
+    """
+    with _hidden_sibling(path.resolve()):
+        yield
+
+
 class Unfinished:
     """A folder on its way, and a journal of the parts that are in it for good.
 
@@ -189,6 +203,11 @@ def resumable_folder(
     """
     check_folder(path, overwrite=overwrite, marker=marker)
     path = path.resolve()  # beside what a link points to; "." has no name
+    if path.is_mount():
+        raise MedQDMError(
+            f"{path}: the output must be a folder that can be renamed, got the top of a mounted "
+            f"disk; give a folder in it, such as {path / 'enhanced'}"
+        )
     with _hidden_sibling(path, keep=resume) as hidden, told_by_the_disk(path, kept=resume):
         _put_back(hidden / "old", path)
         unfinished = Unfinished(hidden, identity=identity, facts=facts or {}, resume=resume)
@@ -281,6 +300,7 @@ def _number(error: BaseException | None) -> int:
 
 _OF_THE_DISK = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM,
+    errno.EXDEV, errno.EBUSY, errno.ENAMETOOLONG, errno.ESTALE,
 }  # fmt: skip
 
 

@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from medqdm.errors import MedQDMError
-from medqdm.picture import REFINED_RGB
+from medqdm.picture import DIFFERENCE_COLORS, REFINED_RGB
 from medqdm.review.marks import (
     INK,
     draw_color_bar,
@@ -29,17 +28,6 @@ from medqdm.window import Window
 
 Image = NDArray[np.float32]
 
-PRESETS = {
-    "lung": Window(-600, 1500),
-    "soft tissue": Window(40, 400),
-    "bone": Window(400, 1800),
-    "brain": Window(40, 80),
-    "subdural": Window(75, 215),
-}
-# Dark in the middle, as the eye compares with a dark CT; blue against yellow is told apart by all.
-DIFFERENCE_COLORS = LinearSegmentedColormap.from_list(
-    "difference", ["#b8e2ff", "#3d9be0", "#0b3a63", "#101010", "#6b4a00", "#e0a020", "#fff0b0"]
-)
 _BACKGROUND = "#101010"
 _PANEL_INCHES, _GAP_INCHES = 4.2, 0.12
 _HEAD_INCHES, _FOOT_INCHES = 0.62, 0.78

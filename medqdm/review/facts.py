@@ -6,10 +6,14 @@ from typing import Any
 import numpy as np
 from matplotlib import colormaps
 
-from medqdm.picture import REFINED_RGB
-from medqdm.review.drawing import DIFFERENCE_COLORS, PRESETS
+from medqdm.picture import (
+    DIFFERENCE_COLORS,
+    PRESETS,
+    REFINED_RGB,
+    SYNTHETIC,
+    orientation_letters,
+)
 from medqdm.review.layers import Layers
-from medqdm.review.marks import SYNTHETIC, orientation_letters
 from medqdm.review.series import Review
 from medqdm.version import __version__
 

@@ -10,46 +10,12 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
-from medqdm.picture import REFINED_RGB
+from medqdm.picture import REFINED_RGB, SYNTHETIC, orientation_letters, scale_bar_mm
 from medqdm.review.series import CELL_LR_PX, Review
 
-SYNTHETIC = "SYNTHETIC DETAIL"
 INK = "#e8e8e8"
 _OUTLINE = [withStroke(linewidth=2, foreground="black")]
 _TINT = 0.16
-_LETTERS = (("R", "L"), ("A", "P"), ("F", "H"))  # towards smaller and larger LPS coordinates
-_OBLIQUE = 0.25  # a direction gets a second letter from 14 degrees on
-
-
-def orientation_letters(step_mm: NDArray[np.float64]) -> tuple[str, str]:
-    """Which side of the patient lies against and along a step.
-
-    Args:
-        step_mm: LPS vector, such as ``Volume.x_step_mm``.
-
-    Returns:
-        Letters of R, L, A, P, F (feet), H (head); two or three where the step is oblique.
-
-    >>> orientation_letters(np.array([0.7, 0.0, 0.0]))
-    ('R', 'L')
-    >>> orientation_letters(np.array([0.0, -0.3, 0.6]))
-    ('FP', 'HA')
-    """
-    direction = step_mm / np.linalg.norm(step_mm)
-    order = [k for k in np.argsort(-np.abs(direction)) if abs(direction[k]) >= _OBLIQUE]
-    along = "".join(_LETTERS[k][int(direction[k] > 0)] for k in order)
-    against = "".join(_LETTERS[k][int(direction[k] < 0)] for k in order)
-    return against, along
-
-
-def scale_bar_mm(width_mm: float) -> float:
-    """A round length, at most a quarter of the width: 1, 2 or 5 times a power of ten."""
-    return _round_down(width_mm / 4)
-
-
-def _round_down(value: float) -> float:
-    power = 10.0 ** np.floor(np.log10(value))
-    return float(max(step for step in (1, 2, 5) if step * power <= value) * power)
 
 
 def _cells_mm(review: Review) -> tuple[float, float]:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medqdm.review.marks import orientation_letters
+from medqdm.picture import orientation_letters
 from medqdm.volume import Volume
 
 _REACH = 0.75  # a row shows its nearest slice up to this many steps away, beyond it nothing

@@ -1,14 +1,12 @@
 """Rating: what a reader thinks of a slice, one line of a CSV file each."""
 
-import csv
-import io
-import os
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from medqdm.errors import MedQDMError
+from medqdm.review.table import append_row, read_rows
 
 SCORES = ("sharpness", "noise", "artefacts", "confidence")
 
@@ -71,21 +69,7 @@ def save_rating(path: str | Path, rating: Rating) -> None:
     Raises:
         MedQDMError: the file is there and holds something else.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    line = _csv_line([str(value) for value in asdict(rating).values()])
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o666)
-        line = _csv_line(COLUMNS) + line
-    except FileExistsError:
-        if not _read_rows(path)[1]:
-            line = "\n" + line  # an editor took the last line break away
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
-    try:
-        os.write(descriptor, line.encode())
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    append_row(Path(path), COLUMNS, list(asdict(rating).values()))
 
 
 def read_ratings(path: str | Path) -> list[Rating]:
@@ -94,7 +78,7 @@ def read_ratings(path: str | Path) -> list[Rating]:
     Raises:
         MedQDMError: no such file, or one that ``save_rating`` did not write.
     """
-    rows, _ = _read_rows(Path(path))
+    rows, _ = read_rows(Path(path), COLUMNS)
     ratings = []
     for number, row in enumerate(rows, start=2):
         try:
@@ -107,27 +91,3 @@ def read_ratings(path: str | Path) -> list[Rating]:
             ) from None
         ratings.append(Rating(**cells))
     return ratings
-
-
-def _csv_line(cells: tuple[str, ...] | list[str]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(cells)
-    return text.getvalue()
-
-
-def _read_rows(path: Path) -> tuple[list[list[str]], bool]:
-    """Rows below the header, and whether the last one ends in a line break."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise MedQDMError(
-            f"{path}: must be a CSV file of ratings, got {type(error).__name__} on reading it; "
-            "check the path"
-        ) from None
-    rows = [row for row in csv.reader(text.splitlines()) if row]
-    if not rows or tuple(rows[0]) != COLUMNS:
-        raise MedQDMError(
-            f"{path}: must be a CSV file of ratings with the columns {', '.join(COLUMNS)}, got "
-            "another file; choose another path"
-        )
-    return rows[1:], text.endswith("\n")

@@ -181,7 +181,7 @@ def load_review(
         MedQDMError: not such a folder, or the two do not belong together.
     """
     folder = Path(enhanced)
-    record, refined = _read_record(folder), _read_refined(folder)
+    record, refined = _read_record(folder), load_refined(folder)
     before = None
     if source is not None:
         before = io.read(source, series=series, slice_axis=slice_axis)
@@ -208,7 +208,15 @@ class _Record:
     upscale: int
 
 
-def _read_refined(folder: Path) -> NDArray[np.bool_]:
+def load_refined(folder: Path) -> NDArray[np.bool_]:
+    """The cells ``(z, rows, columns)`` in which an output's detail was synthesised.
+
+    Args:
+        folder: that ``medqdm enhance`` wrote.
+
+    Raises:
+        MedQDMError: it is not such a folder.
+    """
     try:
         with np.load(folder / "refined.npz", allow_pickle=False) as arrays:
             refined: NDArray[np.bool_] = arrays["refined"].astype(bool)

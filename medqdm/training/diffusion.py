@@ -71,23 +71,7 @@ class SamplingModule(pl.LightningModule):
             lr, lambda _k: torch.randn(shape, generator=generator).to(lr.device)
         )
         up = self.engine.upsample(lr)
-        window = self.task.hu_window
-        for name, images in (("", enhanced.sr), ("_bicubic", up)):
-            pairs = [
-                (window.denormalize(a[0].cpu().numpy()), window.denormalize(b[0].cpu().numpy()))
-                for a, b in zip(images, hr, strict=True)
-            ]
-            values = {
-                f"validation/psnr{name}": [metrics.psnr_db(a, b, window) for a, b in pairs],
-                f"validation/ssim{name}": [metrics.ssim(a, b, window) for a, b in pairs],
-                f"validation/mae_hu{name}": [metrics.mae_hu(a, b) for a, b in pairs],
-            }
-            self.log_dict(
-                {key: float(np.mean(value)) for key, value in values.items()},
-                prog_bar=name == "",
-                sync_dist=True,
-                batch_size=len(hr),
-            )
+        log_scores(self, self.task, hr, sr=enhanced.sr, up=up)
         self.log("validation/density", enhanced.refined.float().mean(), sync_dist=True,
                  batch_size=len(hr))  # fmt: skip
         if batch_idx == 0:
@@ -107,6 +91,42 @@ class SamplingModule(pl.LightningModule):
             self.settings.learning_rate,
             self.settings.steps,
             self.task.training,
+        )
+
+
+def log_scores(
+    module: pl.LightningModule,
+    task: Task,
+    hr: Float[Tensor, "b 1 h w"],
+    *,
+    sr: Float[Tensor, "b 1 h w"],
+    up: Float[Tensor, "b 1 h w"],
+) -> None:
+    """Log PSNR, SSIM and HU error of a validation batch, and those of bicubic.
+
+    Args:
+        module: that validates.
+        task: window.
+        hr: the truth, in [-1, 1] as the others.
+        sr: what the networks make.
+        up: what bicubic interpolation makes.
+    """
+    window = task.hu_window
+    for name, images in (("", sr), ("_bicubic", up)):
+        pairs = [
+            (window.denormalize(a[0].cpu().numpy()), window.denormalize(b[0].cpu().numpy()))
+            for a, b in zip(images, hr, strict=True)
+        ]
+        values = {
+            f"validation/psnr{name}": [metrics.psnr_db(a, b, window) for a, b in pairs],
+            f"validation/ssim{name}": [metrics.ssim(a, b, window) for a, b in pairs],
+            f"validation/mae_hu{name}": [metrics.mae_hu(a, b) for a, b in pairs],
+        }
+        module.log_dict(
+            {key: float(np.mean(value)) for key, value in values.items()},
+            prog_bar=name == "",
+            sync_dist=True,
+            batch_size=len(hr),
         )
 
 

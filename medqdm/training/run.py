@@ -3,8 +3,7 @@
 import logging
 import platform
 import signal
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from medqdm.errors import MedQDMError
 from medqdm.models.perceptual import PerceptualDistance, load_perceptual
 from medqdm.models.transformer import QDM
 from medqdm.training.autoencoder import AutoencoderModule
+from medqdm.training.clock import Clock, ClockBar
 from medqdm.training.diffusion import DiffusionModule
 from medqdm.training.distillation import DistillationModule
 from medqdm.training.lightning import StepSeed, without_harmless_messages
@@ -62,11 +62,11 @@ def train(task: Task, data: Path, out: Path, *, autoencoder: Path | None = None)
     """
     open_run(task, out)
     if (out / WEIGHTS).is_file():
-        return _ended(out)
+        return ended(out)
     with without_harmless_messages():
         if not (out / AUTOENCODER_WEIGHTS).is_file():
             if autoencoder is not None:
-                _adopt_autoencoder(task, autoencoder, out)
+                adopt_autoencoder(task, autoencoder, out)
             else:
                 _train_autoencoder(task, data, out)
         return _train_diffusion(task, data, out)
@@ -89,7 +89,7 @@ def distill(weights: Path, data: Path, out: Path, settings: Sequence[str] = ()) 
     """
     task, start = _start_from(weights, out, settings)
     if (out / WEIGHTS).is_file():
-        return _ended(out)
+        return ended(out)
     pl.seed_everything(task.training.seed, workers=True, verbose=False)
     engine = Engine(task, start.autoencoder, _qdm_of(start, weights))
     record = _fit_after(task, DistillationModule(task, engine), data, out, "distillation")
@@ -117,7 +117,7 @@ def train_gain(weights: Path, data: Path, out: Path, settings: Sequence[str] = (
     """
     task, start = _start_from(weights, out, settings)
     if (out / WEIGHTS).is_file():
-        return _ended(out)
+        return ended(out)
     pl.seed_everything(task.training.seed, workers=True, verbose=False)
     regions = checkpoint.build_regions(task)
     engine = Engine(task, start.autoencoder, _qdm_of(start, weights), regions)
@@ -134,7 +134,7 @@ def _fit_after(
     source = SliceDataModule(task, data, stage)
     steps = getattr(task.training, stage).steps
     with without_harmless_messages():
-        return _fit(task, module, source, out / stage, steps)
+        return fit(task, module, source, out / stage, steps)
 
 
 def _start_from(
@@ -163,7 +163,8 @@ def _qdm_of(start: checkpoint.Checkpoint, weights: Path) -> QDM:
     return start.qdm
 
 
-def _ended(out: Path) -> Path:
+def ended(out: Path) -> Path:
+    """The weights of a run that is finished."""
     log.info("%s: this run has ended; its weights stay as they are", out)
     return out / WEIGHTS
 
@@ -199,13 +200,23 @@ def _train_autoencoder(task: Task, data: Path, out: Path) -> None:
     settings = task.training.autoencoder
     module = AutoencoderModule(task, network, _perceptual(settings.perceptual_weight))
     source = SliceDataModule(task, data, "autoencoder")
-    record = _fit(task, module, source, out / "autoencoder", settings.steps)
+    record = fit(task, module, source, out / "autoencoder", settings.steps)
     scale = measure_latent_scale(network, source, task)
     task = _with_latent_scale(task, scale)
     _export(task, network, None, {"autoencoder": record}, out / AUTOENCODER_WEIGHTS)
 
 
-def _adopt_autoencoder(task: Task, weights: Path, out: Path) -> None:
+def adopt_autoencoder(task: Task, weights: Path, out: Path) -> None:
+    """Take the autoencoder of other weights as a run's own.
+
+    Args:
+        task: of the run.
+        weights: a medqdm weights file.
+        out: run folder, for ``autoencoder.safetensors``.
+
+    Raises:
+        MedQDMError: the autoencoder is of other settings, window or factor.
+    """
     loaded = checkpoint.load(weights)
     mine = task.autoencoder.model_copy(update={"latent_scale": None})
     theirs = loaded.task.autoencoder.model_copy(update={"latent_scale": None})
@@ -219,22 +230,40 @@ def _adopt_autoencoder(task: Task, weights: Path, out: Path) -> None:
         )
     record = {"autoencoder": loaded.record.get("autoencoder", {})}
     task = _with_latent_scale(task, loaded.task.autoencoder.latent_scale or 1.0)
+    task = task.model_copy(update={"rival": None})  # the autoencoder is not the rival's own
     _export(task, loaded.autoencoder, None, record, out / AUTOENCODER_WEIGHTS)
 
 
 def _train_diffusion(task: Task, data: Path, out: Path) -> Path:
-    stage_one = checkpoint.load(out / AUTOENCODER_WEIGHTS)
-    task = _with_latent_scale(task, stage_one.task.autoencoder.latent_scale or 1.0)
+    task, stage_one, source = begin_diffusion(task, data, out)
     network = stage_one.autoencoder
-    source = SliceDataModule(task, data, "diffusion")
-    task = _with_residual_deviation(task, network, source)
-    pl.seed_everything(task.training.seed, workers=True, verbose=False)
     engine = Engine(task, network, checkpoint.build_qdm(task))
     settings = task.training.diffusion
     module = DiffusionModule(task, engine, _perceptual(settings.perceptual_weight))
-    record = _fit(task, module, source, out / "diffusion", settings.steps)
+    record = fit(task, module, source, out / "diffusion", settings.steps)
     _export(task, network, engine.qdm, {**stage_one.record, "diffusion": record}, out / WEIGHTS)
     return out / WEIGHTS
+
+
+def begin_diffusion(
+    task: Task, data: Path, out: Path
+) -> tuple[Task, checkpoint.Checkpoint, SliceDataModule]:
+    """What stage two starts from: stage one, and what is measured on it; seeds all generators.
+
+    Args:
+        task: of the run.
+        data: as for ``train``.
+        out: run folder, with ``autoencoder.safetensors``.
+
+    Returns:
+        The task with the measured numbers, stage one, and the batches.
+    """
+    stage_one = checkpoint.load(out / AUTOENCODER_WEIGHTS)
+    task = _with_latent_scale(task, stage_one.task.autoencoder.latent_scale or 1.0)
+    source = SliceDataModule(task, data, "diffusion")
+    task = _with_residual_deviation(task, stage_one.autoencoder, source)
+    pl.seed_everything(task.training.seed, workers=True, verbose=False)
+    return task, stage_one, source
 
 
 def _perceptual(weight: float) -> PerceptualDistance | None:
@@ -246,15 +275,27 @@ def _with_latent_scale(task: Task, scale: float | tuple[float, ...]) -> Task:
     return task.model_copy(update={"autoencoder": section})
 
 
-def _fit(
+def fit(
     task: Task, module: pl.LightningModule, source: SliceDataModule, folder: Path, steps: int
 ) -> dict[str, Any]:
-    """Fit one stage from its last checkpoint, if it has one; the module ends with EMA weights."""
+    """Fit one stage from its last checkpoint, if it has one; the module ends with EMA weights.
+
+    Args:
+        task: its ``training`` section says how.
+        module: what to train.
+        source: the batches.
+        folder: of the stage, for checkpoints, logs and the curve.
+        steps: optimiser steps, where the task gives no minutes.
+
+    Returns:
+        The record of the stage: any JSON.
+    """
     settings = task.training
     last = folder / "checkpoints" / "last.ckpt"
     averaging = EMAWeightAveraging(decay=settings.ema_decay)
+    clock = Clock(settings.minutes, folder / "curve.csv")
     trainer = pl.Trainer(
-        max_steps=steps,
+        max_steps=steps if settings.minutes is None else -1,
         max_epochs=-1,
         accelerator=settings.accelerator,
         devices=settings.devices,
@@ -275,6 +316,7 @@ def _fit(
         ],
         callbacks=[
             averaging,
+            clock,
             StepSeed(settings.seed),
             ModelCheckpoint(
                 dirpath=last.parent,
@@ -284,18 +326,18 @@ def _fit(
                 enable_version_counter=False,
             ),
             LearningRateMonitor("step"),
-            RichProgressBar(),
+            RichProgressBar() if settings.minutes is None else ClockBar(clock),
         ],
     )
-    began = time.monotonic()
-    if steps > 0:
+    if steps > 0 or settings.minutes is not None:
         _fit_or_interrupt(trainer, module, source, last)
         # a run that was stopped after its last step is only loaded, and then not averaged
         averaging.on_train_end(trainer, module)
         trainer.save_checkpoint(last)
     return {
         "steps": trainer.global_step,
-        "seconds_of_last_run": round(time.monotonic() - began, 1),
+        "seconds": round(clock.seconds, 1),
+        "parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
         "batch_size": source.batch_size,
         "seed": settings.seed,
         "precision": str(trainer.precision),
@@ -309,6 +351,7 @@ def _fit(
             for key, value in trainer.callback_metrics.items()
             if key.startswith("validation/")
         },
+        "curve": clock.rows,
     }
 
 
@@ -416,8 +459,8 @@ def _export(
     *,
     regions: nn.Module | None = None,
 ) -> None:
-    if pl.utilities.rank_zero_only.rank == 0:
-        checkpoint.save(
+    on_first_process(
+        lambda: checkpoint.save(
             path,
             task=task,
             autoencoder_state=autoencoder.state_dict(),
@@ -427,5 +470,12 @@ def _export(
             dtype="float32" if qdm is None else "float16",
             regions_state=regions.state_dict() if regions is not None else None,
         )
+    )
+
+
+def on_first_process(write: Callable[[], None]) -> None:
+    """Do something once, while other processes of the run wait for it."""
+    if pl.utilities.rank_zero_only.rank == 0:
+        write()
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()

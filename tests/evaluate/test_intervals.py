@@ -79,6 +79,24 @@ def test_differences_are_taken_patient_by_patient() -> None:
     assert means.low < 30  # the patients differ far more than the methods
 
 
+def test_twice_and_half_the_truths_own_are_equally_far_from_it() -> None:
+    found = scored(
+        {
+            "medqdm": {"a": [2.0], "b": [0.5], "c": [8.0]},
+            "reference": {"a": [1.0], "b": [1.0], "c": [8.0]},
+        }
+    )
+    ratio = found.ratio("psnr_db", "medqdm")
+    assert ratio is not None
+    assert ratio.mean == pytest.approx(1)
+    # logarithms log 2, -log 2, 0 have the sd log 2; t(0.975, 2) = 4.30265
+    half = 4.30265 * math.log(2) / math.sqrt(3)
+    assert (ratio.low, ratio.high) == pytest.approx((math.exp(-half), math.exp(half)), rel=1e-4)
+    none = scored({"medqdm": {"a": [0.0]}, "reference": {"a": [1.0]}}).ratio("psnr_db", "medqdm")
+    assert none is not None
+    assert none.mean == 0
+
+
 def test_two_perfect_scores_do_not_differ_and_infinity_has_no_interval() -> None:
     found = scored({"medqdm": {"a": [math.inf]}, "bicubic": {"a": [math.inf]}})
     difference = found.difference("psnr_db", "bicubic")

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from medqdm import checkpoint, metrics
 from medqdm.config import load_task
@@ -18,7 +19,9 @@ from medqdm.enhancer import Enhancer
 from medqdm.errors import MedQDMError
 from medqdm.evaluate import (
     Evaluation,
+    Method,
     RoiFolder,
+    Truth,
     body_mask,
     evaluate,
     open_pairs,
@@ -28,6 +31,7 @@ from medqdm.evaluate import (
 from medqdm.jobs import EnhancedSlice
 from medqdm.models.perceptual import PerceptualDistance
 from medqdm.picture import upsample_bicubic
+from medqdm.volume import Volume
 
 TASK = load_task("tiny", ["autoencoder.latent_scale=1"])
 PX = TASK.slice_px
@@ -71,8 +75,12 @@ class KnownEnhancer(Enhancer):
 
     def __init__(self, pairs: list[Pair], make: Callable[[Pair], Image]) -> None:
         self._outputs = {pair["lr_hu"].tobytes(): make(pair) for pair in pairs}
+        self.positions_mm: list[float | None] = []
 
-    def enhance_slice(self, hu: Image, z: int = 0) -> EnhancedSlice:
+    def enhance_slice(
+        self, hu: Image, z: int = 0, *, position_mm: float | None = None
+    ) -> EnhancedSlice:
+        self.positions_mm.append(position_mm)
         refined = np.zeros((8, 8), dtype=np.bool_)
         refined[:2] = True
         return EnhancedSlice(z, self._outputs[hu.tobytes()], refined, seconds=0.5)
@@ -104,7 +112,7 @@ def test_the_truth_is_perfect_everywhere() -> None:
         assert value(found, "bias_hu", region=region) == 0
     assert value(found, "lr_consistency_hu") == value(found, "lr_consistency_hu", "reference")
     assert value(found, "share_refined") == 0.25
-    assert value(found, "seconds") == 0.5
+    assert 0 < value(found, "seconds") < 0.5
 
 
 @pytest.mark.parametrize(
@@ -127,6 +135,7 @@ def test_baselines_equal_a_direct_computation(
     consistency = metrics.lr_consistency_hu(up, pair["lr_hu"])
     assert value(found, "lr_consistency_hu", method) == consistency
     assert found.mean("share_refined", method) is None
+    assert value(found, "seconds", method) > 0
 
 
 def test_a_shifted_image_is_worse_than_one_in_place() -> None:
@@ -152,13 +161,119 @@ def test_hu_errors_are_not_clipped_to_the_window_and_psnr_is() -> None:
 
 
 def test_noise_of_a_slice_follows_its_number() -> None:
-    seen = []
     pairs = make_pairs(slices=3)
     enhancer = KnownEnhancer(pairs, truth)
-    plain = enhancer.enhance_slice
-    enhancer.enhance_slice = lambda hu, z=0: seen.append(z) or plain(hu, z)
     evaluate(enhancer, pairs)
-    assert seen == [0, 1, 2]
+    assert enhancer.positions_mm == [0, 0, 1, 2]  # the first call is not timed
+
+
+class Shifted:
+    """A method that gives the truth, brighter by a constant."""
+
+    def __init__(self, name: str, pairs: list[Pair], hu: float) -> None:
+        self.name = name
+        self._outputs = {pair["lr_hu"].tobytes(): pair["hr_hu"] + np.float32(hu) for pair in pairs}
+
+    def enhance(self, volume: Volume) -> Iterator[Image]:
+        return (self._outputs[np.asarray(hu).tobytes()] for hu in volume.hu)
+
+
+def test_any_number_of_methods_stand_side_by_side(tmp_path: Path) -> None:
+    pairs = make_pairs(2)
+    others = [Shifted("off by 5", pairs, 5), Shifted("off by 9", pairs, -9)]
+    assert all(isinstance(other, Method) for other in others)
+    found = run(pairs, truth, others=others)
+    assert found.methods == ["medqdm", "bicubic", "lanczos", "off by 5", "off by 9"]
+    assert value(found, "bias_hu", "off by 5") == pytest.approx(5, abs=1e-3)
+    assert value(found, "bias_hu", "off by 9", "body") == pytest.approx(-9, abs=1e-3)
+    difference = found.difference("mae_hu", "off by 9", ours="off by 5")
+    assert difference is not None
+    assert difference.mean == pytest.approx(-4, abs=1e-3)
+    write_report(found, tmp_path / "out")
+    results, text = read_report(tmp_path / "out")
+    assert results["regions"]["whole"]["medqdm_minus"]["off by 9"]["mae_hu"]["mean"] < 0
+    assert "| medqdm - off by 5 |" in text
+    assert "| patient1 | 1 | off by 9 |" in text
+
+
+def test_methods_of_one_name_or_of_another_size_are_refused() -> None:
+    pairs = make_pairs()
+    with pytest.raises(MedQDMError, match="different names, got bicubic twice"):
+        run(pairs, truth, others=[Shifted("bicubic", pairs, 5)])
+
+    class Half(Shifted):
+        def enhance(self, volume: Volume) -> Iterator[Image]:
+            return (hu[::2] for hu in super().enhance(volume))
+
+    with pytest.raises(MedQDMError, match=r"half: must give finite .* 64 x 64 .* got 32 x 64"):
+        run(pairs, truth, others=[Half("half", pairs, 0)])
+    with pytest.raises(MedQDMError, match="got 64 x 64 with NaN or infinity"):
+        run(pairs, truth, others=[Shifted("broken", pairs, np.nan)])
+
+
+# beside the truth's own
+
+
+def stepped(px: int = 192) -> Image:
+    """A body of noisy soft tissue with a lung, its edges 1.2 pixels wide, and noise of 10 HU."""
+    y, x = np.mgrid[:px, :px] - (px - 1) / 2
+    hu = np.where(np.hypot(y, x) < 0.45 * px, 40.0, -1000.0)
+    hu[(np.hypot(y, x + 0.22 * px) < 0.15 * px)] = -850
+    blurred = ndimage.gaussian_filter(hu, 1.2)
+    return (blurred + np.random.default_rng(0).normal(0, 10, hu.shape)).astype(np.float32)
+
+
+def detailed(make: Callable[[Image], Image]) -> Evaluation:
+    task = load_task("tiny", ["slice_px=192"])
+    hr = stepped()
+    pair = Pair(hr_hu=hr, lr_hu=metrics.reduce_by_area(hr, 4), patient="a", slice=0, spacing_mm=0.5)
+    found = Evaluation({"task": {"upscale": 4, "name": "tiny"}}, WINDOW)
+    known = Truth(pair, task)
+    found.add(known, "medqdm", make(hr), {})
+    found.add(known, "reference", hr, {})
+    return found
+
+
+def ratio(found: Evaluation, metric: str, region: str = "whole") -> float:
+    measured = found.ratio(metric, "medqdm", region)
+    assert measured is not None
+    return measured.mean
+
+
+def test_the_truth_is_1_by_every_measure() -> None:
+    found = detailed(lambda hr: hr)
+    for metric in ("edge_rise_mm", "seam_cell", "seam_window"):
+        assert ratio(found, metric) == 1
+    for region in ("flat", "body"):
+        for metric in ("sd_hu", "power_low_hu2", "power_high_hu2"):
+            assert ratio(found, metric, region) == 1
+
+
+def test_a_blurred_output_has_soft_edges_and_little_fine_power() -> None:
+    found = detailed(lambda hr: ndimage.gaussian_filter(hr, 0.8))
+    own = found.mean("edge_rise_mm", "reference")
+    assert own is not None
+    assert own.mean == pytest.approx(2.563 * 1.2 * 0.5, rel=0.05)
+    assert ratio(found, "edge_rise_mm") == pytest.approx((1.2**2 + 0.8**2) ** 0.5 / 1.2, rel=0.05)
+    # white noise through a Gaussian: exp(-4 pi^2 sigma^2 f^2) of its power at f
+    f = np.fft.fftfreq(32)
+    kept = np.exp(-4 * np.pi**2 * 0.8**2 * (f[:, None] ** 2 + f[None, :] ** 2))
+    larger = np.maximum(np.abs(f)[:, None], np.abs(f)[None, :])
+    assert ratio(found, "power_high_hu2", "flat") == pytest.approx(
+        kept[larger >= 0.125].mean(), rel=0.15
+    )
+    low = kept[(larger < 0.125) & (larger > 0)].mean()
+    assert ratio(found, "power_low_hu2", "flat") == pytest.approx(low, rel=0.15)
+
+
+def test_a_grid_of_windows_shows_at_windows() -> None:
+    def cut(hr: Image) -> Image:
+        offset = np.random.default_rng(1).normal(0, 60, (3, 3)).repeat(64, 0).repeat(64, 1)
+        return (hr + offset).astype(np.float32)
+
+    found = detailed(cut)
+    assert ratio(found, "seam_window") > 1.5
+    assert ratio(found, "seam_window") > ratio(found, "seam_cell") > 1
 
 
 @pytest.fixture
@@ -287,6 +402,7 @@ def test_pairs_of_another_factor_are_refused() -> None:
 
 def read_report(folder: Path) -> tuple[dict[str, Any], str]:
     assert sorted(p.name for p in folder.iterdir()) == [
+        "detail.png",
         "pictures.png",
         "results.json",
         "results.md",
@@ -310,8 +426,8 @@ def test_the_report_holds_every_row_and_no_infinity(tmp_path: Path) -> None:
         "degradation": "area",
         "slices": {"patient0": 2, "patient1": 2},
     }
-    # 4 slices: three methods on two regions, and the reference
-    assert len(results["rows"]) == 4 * (3 * 2 + 1)
+    # 4 slices: three methods on the whole, the body and two tissues, the reference on the first two
+    assert len(results["rows"]) == 4 * (3 * 4 + 2)
     assert results["rows"][0]["values"]["psnr_db"] == "inf"
     whole = results["regions"]["whole"]
     assert whole["mean"]["medqdm"]["psnr_db"]["mean"] == "inf"
@@ -392,7 +508,7 @@ def test_an_untrained_model_is_evaluated_on_volumes_from_end_to_end(
 
     assert count == 3
     assert results["settings"]["weights_sha256"] == enhancer.sha256
-    assert set(results["regions"]) == {"whole", "body", "roi"}
+    assert {"whole", "body", "roi", "soft tissue"} <= set(results["regions"])
     assert value(found, "psnr_db") < value(found, "psnr_db", "bicubic")  # it learned nothing
     assert 0 < value(found, "share_refined") <= 1
     assert value(found, "seconds") > 0

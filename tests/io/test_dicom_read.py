@@ -154,6 +154,20 @@ def test_several_series_are_listed_and_one_is_chosen(ct_series, phantom):
         read(folder, series="")
 
 
+def test_links_are_followed_and_no_folder_is_read_twice(ct_series, phantom, tmp_path):
+    elsewhere = ct_series(folder="elsewhere")
+    root = tmp_path / "root"
+    root.mkdir()
+    for name in ("one", "other"):
+        (root / name).symlink_to(elsewhere)
+    (elsewhere / "up").symlink_to(tmp_path)
+    volume = read(root)
+    np.testing.assert_array_equal(volume.hu, phantom)
+    assert volume.source.warnings == ()
+    (tmp_path / "link").symlink_to(root)
+    np.testing.assert_array_equal(read(tmp_path / "link").hu, phantom)
+
+
 def test_nothing_there(tmp_path):
     with pytest.raises(MedQDMError, match="got nothing there; check the path"):
         read(tmp_path / "absent")
@@ -214,7 +228,9 @@ def test_identical_duplicates_are_dropped_and_contradictions_refused(ct_series, 
         read(folder)
 
 
-ONE_SERIES = {"SeriesInstanceUID": "1.2.3", "FrameOfReferenceUID": "1.2.9"}
+ONE_SERIES = {
+    "StudyInstanceUID": "1.2.8", "SeriesInstanceUID": "1.2.3", "FrameOfReferenceUID": "1.2.9",
+}  # fmt: skip
 
 
 def test_two_acquisitions_at_the_same_places_need_a_choice(ct_series, phantom):
@@ -230,6 +246,25 @@ def test_two_acquisitions_at_the_same_places_need_a_choice(ct_series, phantom):
     np.testing.assert_array_equal(read(folder, series="1.2.3#2").hu, phantom + 7)
     with pytest.raises(MedQDMError, match="must hold one acquisition, got 2"):
         read(folder, series="1.2.3#3")
+
+
+def test_file_names_do_not_decide_which_acquisition_is_the_first(ct_series, phantom):
+    folder = ct_series(folder="series/b", AcquisitionNumber=9, **ONE_SERIES).parent
+    ct_series(phantom + 7, folder="series/a", AcquisitionNumber=10, **ONE_SERIES)
+    first, second = (read(folder, series=f"1.2.3#{n}") for n in (1, 2))
+    assert (first.source.acquisition, second.source.acquisition) == (1, 2)
+    np.testing.assert_array_equal(first.hu, phantom)
+    np.testing.assert_array_equal(second.hu, phantom + 7)
+
+
+@pytest.mark.parametrize("tags", [{"StudyInstanceUID": "1.2.7"}, {"PatientID": "0001"}], ids=str)
+def test_series_of_two_patients_under_one_uid_are_refused(ct_series, phantom, tags):
+    folder = ct_series(**ONE_SERIES)
+    other = ONE_SERIES | tags
+    ct_series(phantom, folder="series/other", origin_mm=(-11.0, -17.0, 90.0), **other)
+    with pytest.raises(MedQDMError, match=r"must belong to one (study|patient), got 2"):
+        read(folder)
+    assert read(folder / "other").shape == phantom.shape
 
 
 @pytest.mark.parametrize(
@@ -470,6 +505,7 @@ def test_bad_slices_are_all_named_and_left_out_only_if_asked(ct_series, phantom)
     volume = read(folder, skip_bad=True)
     np.testing.assert_array_equal(volume.hu, phantom[[0, 3]])
     assert volume.source.warnings == ("left out 2 damaged slice(s): 002, 003",)
+    assert volume.source.left_out == 2
     for name in ("001", "004"):
         (folder / name).write_bytes((folder / name).read_bytes()[:-100])
     with pytest.raises(MedQDMError, match="got a truncated"):

@@ -13,6 +13,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRBigEndian, ImplicitVRLittleEnd
 from medqdm.errors import MedQDMError
 from medqdm.io import read, write_series
 from medqdm.io.dicom_check import check_slice
+from medqdm.io.dicom_header import new_series_number
 from medqdm.volume import Volume, check_same_edges
 
 DATA = Path(__file__).parent.parent / "data"
@@ -94,7 +95,7 @@ def test_what_is_kept_and_what_is_new(ct_series, out):
     assert after.SeriesInstanceUID == report.series_instance_uid != before.SeriesInstanceUID
     assert after.SOPInstanceUID == after.file_meta.MediaStorageSOPInstanceUID
     assert list(after.ImageType) == ["DERIVED", "SECONDARY", "AXIAL", "CT_SOM5"]
-    assert after.SeriesNumber == 304
+    assert after.SeriesNumber // 10_000 == 304
     assert after.SeriesDescription == "Thorax SRx4 AI"
     assert after.ContentQualification == "RESEARCH"
     assert after.DerivationDescription == "In-plane super-resolution, test"
@@ -141,6 +142,7 @@ def test_what_described_the_old_pixels_is_gone(ct_series, out):
         nested.CodeValue, nested.CodingSchemeDesignator = "1", "99X"
         nested.CodeMeaning = "kept"
         dataset.ProcedureCodeSequence = Sequence([nested])
+        dataset.OtherPatientIDsSequence = Sequence([nested])
         dataset.SmallestImagePixelValue, dataset.LargestImagePixelValue = -1000, 2000
         dataset.add_new(0x60000010, "US", 48)
         dataset.add_new(0x60003000, "OW", bytes(240))
@@ -160,6 +162,7 @@ def test_what_described_the_old_pixels_is_gone(ct_series, out):
     ):  # fmt: skip
         assert keyword not in after
     assert after.ProcedureCodeSequence[0].CodeMeaning == "kept"
+    assert after.OtherPatientIDsSequence[0].CodeMeaning == "kept"
     assert after.ContributingEquipmentSequence[0].OperatorsName == "Somebody"
 
 
@@ -230,6 +233,59 @@ def test_the_same_run_gives_the_same_uids_and_other_pixels_do_not(ct_series, tmp
     every = {uid for name in uids for uid in uids[name]}
     assert all(uid.is_valid and len(uid) <= 64 for uid in every)
     assert not every & {h.SOPInstanceUID for h in volume.source.headers}
+
+
+class TestSeriesNumber:
+    @pytest.fixture
+    def acquisitions(self, ct_series, phantom):
+        """Two acquisitions of one series at the same places."""
+        same = {"StudyInstanceUID": "1.2.8", "SeriesInstanceUID": "1.2.3",
+                "FrameOfReferenceUID": "1.2.9"}  # fmt: skip
+        folder = ct_series(folder="both/one", **same).parent
+        ct_series(phantom + 7, folder="both/two", AcquisitionNumber=2, **same)
+        return [read(folder, series=f"1.2.3#{n}") for n in (1, 2)]
+
+    def test_acquisitions_are_neighbours_and_say_which_they_are(self, acquisitions, tmp_path):
+        found = []
+        for run in ("once", "again"):
+            for n, volume in enumerate(acquisitions, 1):
+                _write(volume, tmp_path / run / str(n), dates="source")
+            found.append([_headers(tmp_path / run / str(n))[0] for n in (1, 2)])
+        first, second = found[0]
+        assert (second.SeriesNumber - first.SeriesNumber) % 10_000 == 1
+        assert (first.SeriesDescription, second.SeriesDescription) == (
+            "Thorax #1 SRx4 AI", "Thorax #2 SRx4 AI",
+        )  # fmt: skip
+        assert first.SeriesInstanceUID != second.SeriesInstanceUID
+        assert found[0] == found[1]
+
+    def test_series_of_one_number_and_other_runs_differ(self, ct_series, tmp_path):
+        volume, other = (read(ct_series(folder=name, StudyInstanceUID="1.2.8",
+                                        SeriesInstanceUID=uid))
+                         for name, uid in (("a", "1.2.3"), ("b", "1.2.4")))  # fmt: skip
+        _write(volume, tmp_path / "1")
+        _write(other, tmp_path / "2")
+        _write(volume, tmp_path / "3", entropy=["seed 1"])
+        _write(volume, tmp_path / "4", upscale=2)
+        found = [int(_headers(tmp_path / str(k))[0].SeriesNumber) for k in (1, 2, 3, 4)]
+        assert [number // 10_000 for number in found] == [304, 304, 304, 302]
+        assert len(set(found)) == 4
+
+    @pytest.mark.parametrize(
+        ("number", "expected"),
+        [("2146", 21460400), ("2147", 400), ("", 400), ("-3", 400), (str(2**31 - 1), 400)],
+    )
+    def test_it_is_an_integer_string(self, number, expected):
+        header = Dataset()
+        header.SeriesNumber = number
+        for digits in (0, 9999):
+            new = new_series_number(header, 4, digits)
+            assert new == expected * 100 + digits < 2**31
+
+    def test_it_is_never_that_of_the_source(self):
+        header = Dataset()
+        header.SeriesNumber = 47351  # too large to go before the other digits
+        assert new_series_number(header, 4, 7351) == 47352
 
 
 @pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRBigEndian])
@@ -380,7 +436,7 @@ def test_missing_type_2_facts_are_present_but_empty(ct_series, out):
     after = _headers(out)
     assert all(not after[0][k].value for k in ("PatientID", "KVP", "AcquisitionNumber"))
     assert [h.InstanceNumber for h in after] == [1, 2, 3, 4]
-    assert after[0].SeriesNumber == 4
+    assert after[0].SeriesNumber // 10_000 == 4
     assert len({h.FrameOfReferenceUID for h in after}) == 1
     assert "Laterality" in after[0]
     assert after[0].ContributingEquipmentSequence[0].Manufacturer == "unknown"
@@ -539,7 +595,7 @@ class TestTagByTag:
         after = _headers(out)[0]
         assert len(after.SeriesDescription) == 64
         assert after.SeriesDescription.endswith("x SRx4 AI")
-        assert after.SeriesNumber == 4
+        assert after.SeriesNumber // 10_000 == 4
 
     @pytest.mark.parametrize(("body", "expected"), [("CHEST", False), ("", True)])
     def test_an_empty_laterality_stands_only_where_the_part_is_unknown(

@@ -4,7 +4,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813  (its usual name)
 
 from medqdm.errors import MedQDMError
-from medqdm.io import find_series, read, take_inventory
+from medqdm.io import dicom_scan, find_series, read, take_inventory
 
 
 def test_a_data_folder_is_listed(ct_series, phantom, tmp_path):
@@ -75,7 +75,8 @@ def test_what_the_reader_saw_is_summed_up(ct_series, phantom):
 
 
 def test_each_acquisition_can_be_read_by_its_summary(ct_series, phantom):
-    same = {"SeriesInstanceUID": "1.2.3", "FrameOfReferenceUID": "1.2.9"}
+    same = {"StudyInstanceUID": "1.2.8", "SeriesInstanceUID": "1.2.3",
+            "FrameOfReferenceUID": "1.2.9"}  # fmt: skip
     folder = ct_series(folder="all/one", **same).parent
     ct_series(phantom + 7, folder="all/two", AcquisitionNumber=2, **same)
     first, second = find_series(folder)
@@ -83,6 +84,29 @@ def test_each_acquisition_can_be_read_by_its_summary(ct_series, phantom):
     for summary, hu in ((first, phantom), (second, phantom + 7)):
         volume = read(summary.path, series=summary.series_instance_uid)
         np.testing.assert_array_equal(volume.hu, hu)
+
+
+def test_a_summary_names_the_files_that_read_needs(ct_series, phantom, monkeypatch):
+    folder = ct_series(folder="all/one", SeriesInstanceUID="1.2.3")
+    (folder / "torn").write_bytes((folder / "004").read_bytes()[:200])
+    for file in ct_series(folder="two").iterdir():
+        file.rename(folder / f"other{file.name}")
+    one, two = (s for s in find_series(folder.parent) if s.num_slices == 4)
+    if one.series_instance_uid != "1.2.3":
+        one, two = two, one
+    names = [file.name for file in one.files]
+    assert names == ["001", "002", "003", "004", "torn"]
+    assert [file.name for file in two.files][:2] == ["other001", "other002"]
+    whole = read(folder, series="1.2.3")
+    looked_into = []
+    real = dicom_scan.read_header
+    monkeypatch.setattr(
+        dicom_scan, "read_header", lambda file: looked_into.append(file.name) or real(file)
+    )
+    found = read(one.path, series=one.series_instance_uid, files=one.files)
+    assert looked_into == names
+    assert found.source.warnings == whole.source.warnings != ()
+    np.testing.assert_array_equal(found.hu, phantom)
 
 
 def test_a_damaged_middle_slice_is_a_problem(ct_series):

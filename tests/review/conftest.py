@@ -38,9 +38,9 @@ class Case:
         return upsample_bicubic(self.source_hu[z], UPSCALE)
 
 
-def write_case(folder: Path, shape: tuple[int, int, int] = SHAPE) -> Case:
+def write_case(folder: Path, shape: tuple[int, int, int] = SHAPE, seed: int = 0) -> Case:
     """Noise with a bright square of 8 x 8 output pixels, named Doe^Jane."""
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
     z, height, width = shape
     fine = (z, height * UPSCALE, width * UPSCALE)
     enhanced = np.rint(random.uniform(-900, 900, fine)).astype(np.float32)
@@ -92,3 +92,20 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     running.set_window_size(1400, 860)
     yield running
     running.quit()
+
+
+@pytest.fixture(scope="session")
+def exams(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``enhanced/`` and ``sources/`` of two exams, ``references/`` of the first, all Doe^Jane."""
+    root = tmp_path_factory.mktemp("exams")
+    for name in ("enhanced", "sources", "references"):
+        (root / name).mkdir()
+    for k in (1, 2):
+        case = write_case(root / f"exam-{k}", seed=k)
+        shutil.move(case.out, root / "enhanced" / f"exam-{k}")
+        shutil.move(case.source, root / "sources" / f"Doe^Jane-{k}.nii.gz")
+        if k == 1:
+            source = Volume.from_spacing(case.source_hu, SPACING_MM)
+            truth = source.with_pixels((case.enhanced_hu + 7).clip(-1000, 2000))
+            io.write(truth, truth, root / "references" / "Doe^Jane-truth.nii.gz")
+    return root

@@ -78,10 +78,10 @@ export function clear({ values }, palette, kind, limit) {
   };
 }
 
-export function subtract(enhanced, bicubic) {
-  const values = new Float32Array(enhanced.values.length);
-  for (let i = 0; i < values.length; i++) values[i] = enhanced.values[i] - bicubic.values[i];
-  return { rows: enhanced.rows, columns: enhanced.columns, values };
+export function subtract(image, other) {
+  const values = new Float32Array(image.values.length);
+  for (let i = 0; i < values.length; i++) values[i] = image.values[i] - other.values[i];
+  return { rows: image.rows, columns: image.columns, values };
 }
 
 function means({ rows, columns, values }, high, wide) {

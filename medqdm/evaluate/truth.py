@@ -1,0 +1,204 @@
+"""Truth: a known slice, where to measure on it, and how an output does there."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from medqdm import metrics
+from medqdm.config import Task
+from medqdm.data import Pair
+from medqdm.evaluate import texture
+from medqdm.evaluate.regions import body_mask
+from medqdm.evaluate.seams import Borders, borders_of, seam_ratio
+from medqdm.evaluate.texture import Spectrum
+from medqdm.evaluate.tissue import tissue_masks
+from medqdm.models.perceptual import PerceptualDistance
+
+Image = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+
+WHOLE, BODY, ROI, FLAT = "whole", "body", "roi", "flat"
+LEAST_EDGES = 20  # a slice with fewer strong edges has no median rise
+LEAST_TISSUE_PX = 100  # a slice with less of a tissue says nothing of it
+
+
+@dataclass(frozen=True)
+class Score:
+    """How one method did on one region of one slice.
+
+    Args:
+        patient: folder or file name of the patient.
+        slice: number of the slice among the patient's, from 0.
+        method: name of the method, or ``REFERENCE``.
+        region: ``whole``, ``body``, ``roi``, ``flat`` or a tissue.
+        num_pixels: HR pixels of the region.
+        values: metric to value; what makes no sense for the method or region is absent.
+    """
+
+    patient: str
+    slice: int
+    method: str
+    region: str
+    num_pixels: int
+    values: dict[str, float]
+
+
+class Truth:
+    """A slice whose truth is known.
+
+    Args:
+        pair: the slice.
+        task: window, factor and sizes.
+        roi: ``(y, x)`` mask of the region ``roi``.
+        borders: where to look for seams; None: where the task's cells, windows and tiles meet.
+    """
+
+    def __init__(
+        self,
+        pair: Pair,
+        task: Task,
+        roi: Mask | None = None,
+        borders: Mapping[str, Borders] | None = None,
+    ) -> None:
+        self.pair = pair
+        self.hr_hu, self.lr_hu = pair["hr_hu"], pair["lr_hu"]
+        self.window = task.hu_window
+        self.regions: dict[str, Mask | None] = {WHOLE: None, BODY: self.body}
+        if roi is not None:
+            self.regions[ROI] = roi
+        y, x = self.lr_hu.shape
+        self._borders = borders_of(task, (y, x)) if borders is None else borders
+        self._input_nyquist = 0.5 / task.upscale  # in cycles per HR pixel
+
+    @cached_property
+    def body(self) -> Mask:
+        """``(y, x)`` body mask."""
+        return body_mask(self.hr_hu, self.window)
+
+    @cached_property
+    def _edges(self) -> metrics.Edges:
+        return metrics.find_edges(self.hr_hu)
+
+    @cached_property
+    def _tissues(self) -> dict[str, Mask]:
+        found = tissue_masks(self.hr_hu, self.body)
+        return {name: mask for name, mask in found.items() if mask.sum() >= LEAST_TISSUE_PX}
+
+    @cached_property
+    def _patches(self) -> dict[str, texture.Corners]:
+        found = {
+            FLAT: texture.flat_patches(self.hr_hu),
+            BODY: texture.patches_in(self.body),
+        }
+        return {region: corners for region, corners in found.items() if corners}
+
+    def scores(
+        self, method: str, sr_hu: Image, spectra: dict[str, Spectrum], known: dict[str, float]
+    ) -> Iterator[Score]:
+        """How an output does on every region that the slice has.
+
+        Args:
+            method: whose output.
+            sr_hu: ``(y, x)`` in HU.
+            spectra: of the output.
+            known: values of the whole slice that are known already.
+        """
+        hr_hu = self.hr_hu
+        similarity = metrics.ssim_map(sr_hu, hr_hu, self.window)
+        for region, mask in self.regions.items():
+            if mask is not None and not mask.any():
+                continue
+            values = {
+                "psnr_db": metrics.psnr_db(sr_hu, hr_hu, self.window, mask),
+                "ssim": float((similarity if mask is None else similarity[mask]).mean()),
+                "mae_hu": metrics.mae_hu(sr_hu, hr_hu, mask),
+                "bias_hu": metrics.bias_hu(sr_hu, hr_hu, mask),
+            }
+            if region == WHOLE:
+                values |= self.own_values(sr_hu) | known
+            if region in spectra:
+                values |= self._powers(spectra[region])
+            yield self._score(method, region, hr_hu.size if mask is None else mask.sum(), values)
+        if FLAT in spectra:
+            yield self._flat(method, spectra[FLAT])
+        for tissue, mask in self._tissues.items():
+            errors = {
+                "mae_hu": metrics.mae_hu(sr_hu, hr_hu, mask),
+                "bias_hu": metrics.bias_hu(sr_hu, hr_hu, mask),
+            }
+            yield self._score(method, tissue, mask.sum(), errors)
+
+    def reference_scores(self, method: str, spectra: dict[str, Spectrum]) -> Iterator[Score]:
+        """What the truth itself reaches, where that is not perfection.
+
+        Args:
+            method: name of its rows.
+            spectra: of the truth.
+        """
+        yield self._score(method, WHOLE, self.hr_hu.size, self.own_values(self.hr_hu))
+        if BODY in spectra:
+            yield self._score(method, BODY, self.body.sum(), self._powers(spectra[BODY]))
+        if FLAT in spectra:
+            yield self._flat(method, spectra[FLAT])
+
+    def own_values(self, hu: Image) -> dict[str, float]:
+        """What an image shows by itself: LR consistency, edge rise and seams, as far as it can."""
+        found = {
+            "lr_consistency_hu": metrics.lr_consistency_hu(hu, self.lr_hu),
+            "edge_rise_mm": self._rise_mm(hu),
+        }
+        for name, borders in self._borders.items():
+            found[f"seam_{name}"] = seam_ratio(hu, borders, self.body)
+        return {name: value for name, value in found.items() if not math.isnan(value)}
+
+    def _rise_mm(self, hu: Image) -> float:
+        if len(self._edges) < LEAST_EDGES:
+            return math.nan
+        rise_px = float(np.median(metrics.edge_rises_px(hu, self._edges)))
+        return rise_px * self.pair["spacing_mm"]
+
+    def spectra(self, hu: Image) -> dict[str, Spectrum]:
+        """Power spectra of an image in flat soft tissue and in the body, where there are patches.
+
+        Args:
+            hu: ``(y, x)`` in HU.
+        """
+        return {region: texture.spectrum(hu, found) for region, found in self._patches.items()}
+
+    def _powers(self, found: Spectrum) -> dict[str, float]:
+        """Variance at frequencies that the input can hold, and at those that it cannot."""
+        return {
+            "sd_hu": found.sd_hu,
+            "power_low_hu2": found.band_hu2(0, self._input_nyquist),
+            "power_high_hu2": found.band_hu2(self._input_nyquist, 1.0),
+        }
+
+    def _flat(self, method: str, found: Spectrum) -> Score:
+        num_pixels = found.num_patches * texture.PATCH_PX**2
+        return self._score(method, FLAT, num_pixels, self._powers(found))
+
+    def _score(self, method: str, region: str, num_pixels: int, values: dict[str, float]) -> Score:
+        pair = self.pair
+        return Score(pair["patient"], pair["slice"], method, region, int(num_pixels), values)
+
+
+def perceptual_distance(truth: Truth, sr_hu: Image, lpips: PerceptualDistance) -> float:
+    """LPIPS of an output on the window.
+
+    Args:
+        truth: of the slice.
+        sr_hu: ``(y, x)`` in HU.
+        lpips: on the device where it is to run.
+    """
+    sr, hr = (
+        torch.from_numpy(np.asarray(truth.window.normalize(hu), dtype=np.float32))[None, None]
+        for hu in (sr_hu, truth.hr_hu)
+    )
+    device = lpips.shift.device
+    with torch.no_grad():
+        return float(lpips(sr.to(device), hr.to(device)))

@@ -1,0 +1,15 @@
+"""Report: what an enhancement did, as one HTML page to read and to keep."""
+
+from medqdm.report.page import ReportContent, chosen_slices, render_report
+from medqdm.report.panels import SlicePair
+from medqdm.report.tally import TALLY, TISSUES, tally_slice
+
+__all__ = [
+    "TALLY",
+    "TISSUES",
+    "ReportContent",
+    "SlicePair",
+    "chosen_slices",
+    "render_report",
+    "tally_slice",
+]
