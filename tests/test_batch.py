@@ -168,7 +168,7 @@ def test_skip_bad_takes_what_is_whole_and_counts_the_rest(enhancer, root, tmp_pa
     (line,) = (x for x in read_summary(tmp_path / "out") if x["left_out"] not in ("", "0"))
     assert (line["slices"], line["left_out"], line["status"]) == ("2", "1", "enhanced")
     skipped = {r.message: r.slices for r in rows if r.status == "skipped"}
-    assert skipped == {"damaged DICOM file": 1, "not DICOM": 1}
+    assert skipped == {"DICOM without SOPClassUID": 1, "not DICOM": 1}
 
 
 def test_outputs_of_medqdm_are_left_out(enhancer, ct_series, tmp_path) -> None:

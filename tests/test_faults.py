@@ -646,6 +646,23 @@ def test_a_disk_that_is_too_small_is_told_before_the_work(
     enhance_volume(quick, volume, tmp_path / "out", transfer_syntax="rle")  # size unknown
 
 
+@pytest.mark.parametrize("command", ["info", "enhance"])
+def test_what_lies_below_a_closed_folder_is_told_in_one_line(
+    medqdm, weights, tmp_path, command
+) -> None:
+    for path in (*weights.parents, *tmp_path.parents, weights, tmp_path):
+        if "pytest" in path.as_posix():
+            path.chmod(path.stat().st_mode | 0o755)
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0)
+    options = ["-o", tmp_path / "out", "--weights", weights] if command == "enhance" else []
+    code, out, err = medqdm(command, closed / "series", *options, unprivileged=True)
+    closed.chmod(0o755)
+    assert code == 2, err
+    assert "must be accessible, got 'Permission denied'" in err
+    assert "Traceback" not in out + err
+
+
 @pytest.mark.parametrize("where", ["input file", "output folder"])
 def test_permissions_are_told_in_one_line(medqdm, weights, ct_series, tmp_path, where) -> None:
     series = ct_series(np.zeros((3, 16, 16)))

@@ -157,6 +157,7 @@ def test_small_odd_files() -> None:
     assert volume.is_regular
     (summary,) = io.find_series(HERE / "rt-utils-oblique")
     assert (summary.num_slices, summary.problem) == (3, None)
+    assert "every slice names a study of its own" in summary.warnings[0]
     shape, warnings = outcome(HERE / "jpeg-baseline" / "CTImage.dcm")
     assert shape == (1, 512, 512)
     assert LOSSY in warnings

@@ -60,3 +60,7 @@ def main() -> None:
     except MedQDMError as error:
         messages.print(f"[red]medqdm:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
         raise SystemExit(2) from None
+    except PermissionError as error:
+        text = f"{error.filename}: must be accessible, got '{error.strerror}'; check permissions"
+        messages.print(f"[red]medqdm:[/] {escape(text)}", soft_wrap=True, highlight=False)
+        raise SystemExit(2) from None

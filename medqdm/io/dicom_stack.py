@@ -68,7 +68,7 @@ def arrange(slices: list[Slice], *, label: str) -> list[Stack]:
     """
     with one_line_for(label):
         warnings: list[str] = []
-        _check_owner(slices, label)
+        _check_owner(slices, warnings, label)
         slices = _drop_localizers(slices, warnings, label)
         for item in slices:
             check_geometry(item)
@@ -161,15 +161,21 @@ def check_geometry(item: Slice) -> None:
         )
 
 
-def _check_owner(slices: list[Slice], label: str) -> None:
-    """Careless anonymization gives the series of several patients one UID."""
-    for keyword, owner in (("StudyInstanceUID", "study"), ("PatientID", "patient")):
-        count = len({str(item.header.get(keyword) or "") for item in slices})
-        if count > 1:
-            raise MedQDMError(
-                f"{label}: its slices must belong to one {owner}, got {count} that share its UID; "
-                "give the files of one"
-            )
+def _check_owner(slices: list[Slice], warnings: list[str], label: str) -> None:
+    """Careless anonymization gives the series of several patients one UID.
+
+    A study for each single slice is the work of a converter, and no reason to refuse them.
+    """
+    patients = len({str(item.header.get("PatientID") or "") for item in slices})
+    studies = len({str(item.header.get("StudyInstanceUID") or "") for item in slices})
+    if patients > 1 or 1 < studies < len(slices):
+        owner, count = ("patient", patients) if patients > 1 else ("study", studies)
+        raise MedQDMError(
+            f"{label}: its slices must belong to one {owner}, got {count} that share its UID; "
+            "give the files of one"
+        )
+    if studies > 1:
+        warnings.append("every slice names a study of its own; a PACS will not keep them together")
 
 
 def _drop_localizers(slices: list[Slice], warnings: list[str], label: str) -> list[Slice]:

@@ -2,11 +2,10 @@
 
 from medqdm.report.page import ReportContent, chosen_slices, render_report
 from medqdm.report.panels import SlicePair
-from medqdm.report.tally import TALLY, TISSUES, tally_slice
+from medqdm.report.tally import TALLY, tally_slice
 
 __all__ = [
     "TALLY",
-    "TISSUES",
     "ReportContent",
     "SlicePair",
     "chosen_slices",

@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from medqdm.report.tally import TISSUES, bin_centres_hu
+from medqdm.metrics import TISSUES
+from medqdm.report.tally import bin_centres_hu
 
 # Okabe and Ito's blue and vermilion, told apart by all eyes, and in print by their dashes.
 _BEFORE: dict[str, Any] = {"color": "#0072b2", "linestyle": (0, (4, 2)), "linewidth": 1.4}

@@ -10,6 +10,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from medqdm.metrics import TISSUES
 from medqdm.picture import DIFFERENCE_COLORS
 from medqdm.report.charts import along_slices, histogram, lr_consistency_hu
 from medqdm.report.panels import (
@@ -21,7 +22,7 @@ from medqdm.report.panels import (
     limits_of,
     make_panels,
 )
-from medqdm.report.tally import TISSUES, quantile_hu
+from medqdm.report.tally import quantile_hu
 from medqdm.volume import Volume
 
 NUM_SLICES = 6

@@ -6,20 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from medqdm.metrics import lr_difference_hu
+from medqdm.metrics import TISSUES, lr_difference_hu
 
 Image = NDArray[np.float32]
 
-# Half-open ranges in HU of what the input shows, partial volumes in between left out. Fat and soft
-# tissue are the usual thresholds of body composition (Mitsiopoulos et al., J Appl Physiol 1998);
-# what is brighter than 300 HU is bone, metal, or a vessel full of contrast agent.
-TISSUES: dict[str, tuple[float, float]] = {
-    "air": (-np.inf, -950.0),
-    "lung": (-950.0, -500.0),
-    "fat": (-190.0, -30.0),
-    "soft tissue": (-30.0, 150.0),
-    "bone": (300.0, np.inf),
-}
 LOWEST_HU, BIN_HU, NUM_BINS = -1100, 10, 420  # what is beyond falls into the last bins
 NUM_DEVIATIONS = 256  # bins of 1 HU; the last one holds what is beyond
 _SMOOTH_PX = 3

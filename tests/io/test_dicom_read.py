@@ -261,7 +261,7 @@ def test_file_names_do_not_decide_which_acquisition_is_the_first(ct_series, phan
 def test_series_of_two_patients_under_one_uid_are_refused(ct_series, phantom, tags):
     folder = ct_series(**ONE_SERIES)
     other = ONE_SERIES | tags
-    ct_series(phantom, folder="series/other", origin_mm=(-11.0, -17.0, 90.0), **other)
+    ct_series(folder="series/other", origin_mm=(-11.0, -17.0, 90.0), **other)
     with pytest.raises(MedQDMError, match=r"must belong to one (study|patient), got 2"):
         read(folder)
     assert read(folder / "other").shape == phantom.shape

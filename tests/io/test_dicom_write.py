@@ -500,6 +500,7 @@ KEPT = {
     "ContrastBolusAgent": "Agent", "InstitutionName": "Clinic", "Laterality": "L",
     "RequestAttributesSequence": Sequence([_item(RequestedProcedureID="1")]),
     "OriginalAttributesSequence": Sequence([_item(SourceOfPreviousValues="x")]),
+    "RelatedSeriesSequence": Sequence([_item(StudyInstanceUID="1.2", SeriesInstanceUID="1.3")]),
     "ReferencedImageSequence": Sequence(
         [_item(ReferencedSOPClassUID="1.2.840.10008.5.1.4.1.1.2", ReferencedSOPInstanceUID="1.9")]
     ),

@@ -82,6 +82,8 @@ def test_written_as_plain_int16(nifti, tmp_path):
     assert header.get_slope_inter() in [(1, 0), (None, None)]
     assert header.get_xyzt_units()[0] == "mm"
     assert bytes(header["descrip"]).startswith(b"medqdm ")
+    assert not volume.source.is_enhanced
+    assert read(tmp_path / "out.nii").source.is_enhanced
     assert header.extensions[0].get_content() == b"kept"
     np.testing.assert_allclose(header.get_zooms(), (0.175, 0.175, 2.5), atol=1e-6)
 

@@ -10,10 +10,10 @@ from PIL import Image as Picture
 from medqdm import enhance_series, io
 from medqdm.enhance import enhance_volume
 from medqdm.enhancer import Enhancer
+from medqdm.metrics import TISSUES
 from medqdm.picture import PRESETS, upsample_bicubic
 from medqdm.report import (
     TALLY,
-    TISSUES,
     ReportContent,
     SlicePair,
     chosen_slices,
