@@ -103,6 +103,7 @@ def page(browser, server):
 
 
 def test_it_introduces_itself_without_a_complaint(browser, server):
+    browser.get_log("browser")  # what an earlier page said last
     page = Page(browser, server.links["r1"]).open()
     assert page.one("#curtain").is_displayed()
     assert "may be synthetic" in page.one("#notice").text
