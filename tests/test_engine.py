@@ -7,6 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from medqdm import checkpoint
 from medqdm.config import Task, load_task, parse_task
 from medqdm.diffusion.policies import Random
+from medqdm.diffusion.quadtree import steady
 from medqdm.engine import Engine, autocast, is_bf16_fast, uncertainty
 from medqdm.errors import MedQDMError
 from medqdm.models.windows import WindowIndex
@@ -248,6 +249,19 @@ def test_cells_given_from_outside_are_refined(lr: torch.Tensor) -> None:
     found = engine.enhance(lr, noise_of(lr), difficulty=difficulty)
     assert torch.equal(found.refined, difficulty == 4)
     assert found.cost.region_steps.tolist() == [2, 0]
+
+
+def test_groups_by_level_follow_the_neighbours_of_a_steady_volume(lr: torch.Tensor) -> None:
+    groups = ("sampler.name=groups", "sampler.groups.confidence=level", "sampling_steps=15")
+    engine = make(*(f"diffusion.{setting}" for setting in groups))
+    alone = torch.zeros(2, 8, 16, dtype=torch.int64)
+    alone[:, 3, 11] = 4
+    with_neighbours = steady(torch.stack([alone[0], torch.full_like(alone[0], 3)]), "max")[0]
+    both = torch.stack([alone[0], with_neighbours])
+    found = engine.enhance(lr, noise_of(lr), difficulty=both)
+    assert torch.equal(found.refined[0], found.refined[1])
+    easy, hard = found.cost.region_steps.tolist()
+    assert easy < hard
 
 
 def test_uncertainty_is_the_deviation_over_draws_where_noise_was(

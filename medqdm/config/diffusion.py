@@ -94,7 +94,8 @@ class SamplerSection(Section):
     share some of it (``diffusion.noise``). 0: each slice has noise of its own."""
     steady: Literal["none", "max", "median"] = "none"
     """What a cell takes of its own slice's quadtree and the two beside it, so that refined regions
-    do not flicker (``diffusion.quadtree.steady``)."""
+    do not flicker (``diffusion.quadtree.steady``). ``groups`` by ``level`` follow it; by another
+    confidence each slice is grouped by itself."""
 
 
 class DiffusionSection(Section):
