@@ -9,7 +9,7 @@ import typer
 from rich.logging import RichHandler
 from rich.markup import escape
 
-from medqdm.cli import enhance, evaluate, look, train
+from medqdm.cli import benchmark, enhance, evaluate, look, train
 from medqdm.cli.terminal import console, messages
 from medqdm.errors import MedQDMError
 
@@ -28,7 +28,7 @@ for command in (
     train.train_rival,
     train.prepare,
     evaluate.evaluate,
-    evaluate.benchmark,
+    benchmark.benchmark,
     look.info,
     look.review,
     look.study,
