@@ -17,7 +17,7 @@ from medqdm.diffusion.quadtree import Quadtree, threshold_for
 from medqdm.diffusion.sampler import Noise, RegionDenoiser, Step, sample_regions, step_index
 from medqdm.diffusion.schedule import Schedule
 from medqdm.errors import MedQDMError
-from medqdm.models import strips
+from medqdm.models import halo, strips
 from medqdm.models.light import LightAutoencoder
 from medqdm.models.regions import RegionHeads
 from medqdm.models.transformer import QDM, Modulations, fit_condition
@@ -38,6 +38,20 @@ class Enhanced(NamedTuple):
     """
 
     sr: Float[Tensor, "b 1 hs ws"]
+    refined: Bool[Tensor, "b hc wc"]
+    cost: Cost
+
+
+class Drawn(NamedTuple):
+    """Latents that the engine drew for a batch of LR images.
+
+    Args:
+        latents: z_0 of each draw, (b, c, h', w').
+        refined: as in ``Enhanced``.
+        cost: what the first draw took.
+    """
+
+    latents: list[Latent]
     refined: Bool[Tensor, "b hc wc"]
     cost: Cost
 
@@ -91,7 +105,11 @@ class Engine(nn.Module):
     def encode(self, image: Image) -> Latent:
         """Posterior mode of the KL-VAE, scaled to unit variance, float32."""
         channels = self.task.autoencoder.image_channels
-        z = self.autoencoder.encode(_channels_last(image.expand(-1, channels, -1, -1)))
+        wide = _channels_last(image.expand(-1, channels, -1, -1))
+        if isinstance(self.autoencoder, LightAutoencoder) and not torch.is_grad_enabled():
+            z = halo.encode(self.autoencoder, wide)
+        else:
+            z = self.autoencoder.encode(wide)
         z = z.float().contiguous()
         return z * self.latent_scale(z)
 
@@ -99,7 +117,11 @@ class Engine(nn.Module):
         """Latents to pixels in [-1, 1], float32; more image channels than one are averaged."""
         unscaled = _channels_last(z / self.latent_scale(z))
         if isinstance(self.autoencoder, LightAutoencoder):
-            image = self.autoencoder.decode(unscaled, self.condition(lr))
+            condition = self.condition(lr)
+            if torch.is_grad_enabled():
+                image = self.autoencoder.decode(unscaled, condition)
+            else:
+                image = halo.decode(self.autoencoder, unscaled, condition)
         elif torch.is_grad_enabled():
             image = self.autoencoder.decode(unscaled)
         else:
@@ -219,11 +241,61 @@ class Engine(nn.Module):
             difficulty: see ``quadtree``.
         """
         z_lr = self.encode(self.upsample(lr))
+        drawn = self.draw(lr, z_lr, [noise], threshold=threshold, difficulty=difficulty)
+        return Enhanced(self.decode(drawn.latents[0], lr), drawn.refined, drawn.cost)
+
+    @torch.no_grad()
+    def draw(
+        self,
+        lr: Image,
+        z_lr: Latent,
+        noises: Sequence[Noise],
+        *,
+        threshold: float | None = None,
+        difficulty: Int[Tensor, "b hc wc"] | None = None,
+    ) -> Drawn:
+        """Sample z_0 once for each noise.
+
+        Latents that carry no noise are the first draw's in all of them.
+
+        Args:
+            lr: (b, 1, h, w) in [-1, 1]; sides multiples of ``task.lr_multiple``.
+            z_lr: (b, c, h', w'), the latent of the upsampled LR image.
+            noises: one per draw, each as ``enhance`` takes it.
+            threshold: quadtree threshold instead of the task's.
+            difficulty: see ``quadtree``.
+        """
         tree = self.quadtree(lr, threshold, difficulty)
         index = self.index(tree, z_lr)
-        policy = self.policy(lr, z_lr, index, noise, tree)
-        z_0 = self.denoise(lr, z_lr, index, noise, policy)
-        return Enhanced(self.decode(z_0, lr), tree.refined, policy.cost)
+        latents: list[Latent] = []
+        costs: list[Cost] = []
+        for noise in noises:
+            policy = self.policy(lr, z_lr, index, noise, tree)
+            z = self.denoise(lr, z_lr, index, noise, policy)
+            latents.append(torch.where(index.refined, z, latents[0]) if latents else z)
+            costs.append(policy.cost)
+        return Drawn(latents, tree.refined, costs[0])
+
+    @torch.no_grad()
+    def show(
+        self, latents: Sequence[Latent], lr: Image, *, mean: bool = False
+    ) -> tuple[Image, Float[Tensor, "b 1 hs ws"] | None]:
+        """Decode draws.
+
+        Args:
+            latents: of the draws.
+            lr: (b, 1, h, w) in [-1, 1].
+            mean: give the mean of the draws, an estimate of the posterior's, not the first.
+
+        Returns:
+            The first draw (or the mean) in [-1, 1], and the standard deviation over the draws in
+            HU, how much of the output is chance; None with one draw.
+        """
+        images = torch.stack([self.decode(z, lr) for z in latents])
+        deviation = (
+            images.std(dim=0) * self.task.hu_window.hu_per_unit if len(latents) > 1 else None
+        )
+        return images.mean(dim=0) if mean else images[0], deviation
 
     def policy(
         self,
@@ -342,49 +414,6 @@ class Engine(nn.Module):
     def _restrict(self, index: WindowIndex, due: Regions) -> WindowIndex:
         refined = index.refined & spread(due, index.refined)
         return WindowIndex(refined[:, 0, ::PATCH, ::PATCH], packing=self.task.transformer.packing)
-
-
-@torch.no_grad()
-def uncertainty(
-    engine: Engine,
-    lr: Image,
-    noises: Sequence[Noise],
-    *,
-    difficulty: Int[Tensor, "b hc wc"] | None = None,
-    mean: bool = False,
-) -> tuple[Enhanced, Float[Tensor, "b 1 hs ws"]]:
-    """How much of an output is chance: its standard deviation over draws.
-
-    Latents that carry no noise are the first draw's in all of them, and add nothing of their own.
-
-    Args:
-        engine: of the task.
-        lr: (b, 1, h, w) in [-1, 1].
-        noises: one per draw, each as ``Engine.enhance`` takes it; two or more.
-        difficulty: see ``Engine.quadtree``.
-        mean: give the mean of the draws, an estimate of the posterior's, not the first.
-
-    Returns:
-        The first draw (or the mean) as ``Engine.enhance`` gives it, and the deviation in HU.
-
-    Raises:
-        MedQDMError: fewer than two draws.
-    """
-    if len(noises) < 2:
-        raise MedQDMError(f"uncertainty: must be 2 draws or more, got {len(noises)}; ask for 2")
-    z_lr = engine.encode(engine.upsample(lr))
-    tree = engine.quadtree(lr, difficulty=difficulty)
-    index = engine.index(tree, z_lr)
-    plans = [engine.policy(lr, z_lr, index, noise, tree) for noise in noises]
-    latents = [
-        engine.denoise(lr, z_lr, index, noise, policy)
-        for noise, policy in zip(noises, plans, strict=True)
-    ]
-    draws = [engine.decode(torch.where(index.refined, z, latents[0]), lr) for z in latents]
-    drawn = torch.stack(draws)
-    deviation = drawn.std(dim=0) * engine.task.hu_window.hu_per_unit
-    shown = drawn.mean(dim=0) if mean else draws[0]
-    return Enhanced(shown, tree.refined, plans[0].cost), deviation
 
 
 def _channels_last(image: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor
 from medqdm import checkpoint
 from medqdm.config import Precision, Task, override
 from medqdm.diffusion.sampler import Noise
-from medqdm.engine import Engine, Enhanced, autocast, is_bf16_fast, uncertainty
+from medqdm.engine import Engine, autocast, is_bf16_fast
 from medqdm.errors import MedQDMError
 from medqdm.jobs import EnhancedSlice, SliceJob, Tile, steadied
 from medqdm.streaming import map_behind, prefetch
@@ -325,21 +325,16 @@ class Enhancer:
                 self._halve(group)
                 continue
             waiting = waiting[len(group) :]
-            enhanced, deviation_hu = result
-            sr, refined = enhanced.sr[:, 0].cpu(), enhanced.refined.cpu()
-            spread = None if deviation_hu is None else deviation_hu[:, 0].cpu()
+            maps, refined = result
             seconds = (time.monotonic() - began) / len(group)
             for k, tile in enumerate(group):
-                tile.job.add(
-                    tile, sr[k], refined[k], seconds, None if spread is None else spread[k]
-                )
+                tile.job.add(tile, maps[k], refined[k], seconds)
                 if tile.job.is_complete:
+                    self._decode_fused(tile.job, precision)
                     yield tile.job
 
-    def _try(
-        self, group: "Sequence[Tile]", precision: Precision
-    ) -> tuple[Enhanced, Tensor | None] | None:
-        """A batch through the network, and its deviation in HU; None if memory ran out."""
+    def _try(self, group: "Sequence[Tile]", precision: Precision) -> tuple[Tensor, Tensor] | None:
+        """What ``SliceJob.add`` takes of each tile of a batch; None if memory ran out."""
         lr = torch.stack([tile.lr for tile in group])[:, None].to(self.device)
         steady = self.task.diffusion.sampler.steady != "none"
         difficulty = (
@@ -349,28 +344,65 @@ class Enhancer:
         def noise_of(draw: int) -> Noise:
             return lambda k: torch.stack([tile.noise(k, draw) for tile in group]).to(self.device)
 
+        noises = [noise_of(draw) for draw in range(self.draws)]
         try:
             with autocast(self.device, precision):
-                if self.draws == 1:
-                    return self.engine.enhance(lr, noise_of(0), difficulty=difficulty), None
-                noises = [noise_of(draw) for draw in range(self.draws)]
-                return uncertainty(self.engine, lr, noises, difficulty=difficulty, mean=self.mean)
+                z_lr = self._encode(group, lr)
+                drawn = self.engine.draw(lr, z_lr, noises, difficulty=difficulty)
+                if group[0].job.fuses_latents:
+                    maps = torch.cat(drawn.latents, dim=1)
+                else:
+                    maps = self._show(drawn.latents, lr)
+                return maps.cpu(), drawn.refined.cpu()
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
         return None
 
+    def _encode(self, group: "Sequence[Tile]", lr: Tensor) -> Tensor:
+        """Latents of a batch's upsampled tiles, cut out of the whole slice's where these fuse."""
+        encode = self.engine.encode
+        if not group[0].job.fuses_latents:
+            return encode(self.engine.upsample(lr))
+        for tile in group:
+            if tile.job.z_lr is None:
+                whole = tile.job.lr[None, None].to(self.device)
+                tile.job.z_lr = encode(self.engine.upsample(whole))[0]
+        return torch.stack([tile.z_lr for tile in group])
+
+    def _show(self, latents: Sequence[Tensor], lr: Tensor) -> Tensor:
+        """(b, 1, h, w) the picture; with several draws (b, 2, h, w): their deviation too."""
+        sr, deviation_hu = self.engine.show(latents, lr, mean=self.mean)
+        return sr if deviation_hu is None else torch.cat([sr, deviation_hu], dim=1)
+
+    def _decode_fused(self, job: "SliceJob", precision: Precision) -> None:
+        """Decode a slice whose tiles were fused as latents."""
+        if not job.fuses_latents:
+            return
+        began = time.monotonic()
+        lr = job.lr[None, None].to(self.device)
+        try:
+            with autocast(self.device, precision):
+                maps = self._show([z[None].to(self.device) for z in job.latents], lr)[0].cpu()
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            raise self._too_large(job) from None
+        job.show(maps, time.monotonic() - began)
+
     def _halve(self, group: "Sequence[Tile]") -> None:
         if len(group) == 1:
-            height, width = group[0].job.tile_shape
-            raise MedQDMError(
-                f"slice {group[0].job.z + 1}: a tile of {width} x {height} pixels must fit into "
-                f"the memory of {self.device}, got out of memory; close other programs, or take a "
-                "smaller model"
-            )
+            raise self._too_large(group[0].job)
         self.batch_size = len(group) // 2
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+    def _too_large(self, job: "SliceJob") -> MedQDMError:
+        height, width = job.tile_shape
+        return MedQDMError(
+            f"slice {job.z + 1}: a tile of {width} x {height} pixels must fit into the memory of "
+            f"{self.device}, got out of memory; close other programs, or take a smaller model"
+        )
 
     def _check_bf16(self, crop: NDArray[np.float32]) -> None:
         precisions: tuple[Precision, ...] = ("fp32", "bf16")

@@ -44,7 +44,16 @@ class EnhancedSlice:
 
 
 class SliceJob:
-    """A slice on its way through the network: its tiles, their noise, and what came back."""
+    """A slice on its way through the network: its tiles, their noise, and what came back.
+
+    A slice that is cut is fused where that shows least: the latents of its tiles if the autoencoder
+    looks at neighbourhoods alone and can then decode the whole (``medqdm.models.halo``), their
+    pixels if not (arXiv:2503.12015, ultra-high resolution).
+
+    Attributes:
+        fuses_latents: whether ``add`` takes the latents of tiles; pixels if not.
+        z_lr: (c, h', w'), the latent of the whole upsampled slice, where a tile's own will not do.
+    """
 
     def __init__(
         self, task: Task, seeds: Sequence[int], z: int, hu: NDArray[np.float32], position_mm: float
@@ -68,9 +77,13 @@ class SliceJob:
         canvas = task.autoencoder.latent_channels, *self._to_latent(height, width)
         correlation_mm = task.diffusion.sampler.correlation_mm
         self._noises = [SliceNoise(seed, position_mm, canvas, correlation_mm) for seed in seeds]
-        size = height * task.upscale, width * task.upscale
-        self._fusion = Fusion(*size)
-        self._deviation = Fusion(*size) if len(seeds) > 1 else None
+        self.fuses_latents = task.autoencoder.light is not None and len(self.corners) > 1
+        self.z_lr: Tensor | None = None
+        if self.fuses_latents:
+            self._fusion = Fusion(len(seeds) * canvas[0], *canvas[1:])
+        else:
+            self._fusion = Fusion(1 + (len(seeds) > 1), height * task.upscale, width * task.upscale)
+        self._decoded: Tensor | None = None
         self._refined = torch.zeros(height // 2, width // 2, dtype=torch.bool)
         self._settled: Tensor | None = None
         self.seconds = time.monotonic() - began
@@ -102,49 +115,61 @@ class SliceJob:
 
     def tile_noise(self, y: int, x: int, k: int, draw: int) -> Tensor:
         """Noise k for the tile whose first LR pixel is (y, x), (c, h', w') at latent size."""
-        (top, left), (height, width) = self._to_latent(y, x), self._to_latent(*self.tile_shape)
-        return self._noises[draw].draw(k)[:, top : top + height, left : left + width]
+        return self.of_latent(self._noises[draw].draw(k), y, x)
 
-    def add(
-        self,
-        tile: "Tile",
-        sr: Tensor,
-        refined: Tensor,
-        seconds: float,
-        deviation_hu: Tensor | None = None,
-    ) -> None:
+    def of_latent(self, whole: Tensor, y: int, x: int) -> Tensor:
+        """What a tile has of a map (c, h', w') of the slice, its first LR pixel at (y, x)."""
+        (top, left), (height, width) = self._to_latent(y, x), self._to_latent(*self.tile_shape)
+        return whole[:, top : top + height, left : left + width]
+
+    def add(self, tile: "Tile", maps: Tensor, refined: Tensor, seconds: float) -> None:
         """Take a tile's result in.
 
         Args:
             tile: which.
-            sr: (h * upscale, w * upscale) in [-1, 1].
+            maps: the latents of all draws (draws * c, h', w'), or pixels as ``show`` takes them.
             refined: (h / 2, w / 2) bool.
             seconds: it took.
-            deviation_hu: like sr, where there are several draws.
         """
         (y, x), (height, width) = (tile.y, tile.x), self.tile_shape
-        self.is_finite &= bool(torch.isfinite(sr).all())
-        corner = y * self._task.upscale, x * self._task.upscale
-        self._fusion.add(sr, *corner)
-        if self._deviation is not None and deviation_hu is not None:
-            self.is_finite &= bool(torch.isfinite(deviation_hu).all())
-            self._deviation.add(deviation_hu, *corner)
+        self.is_finite &= bool(torch.isfinite(maps).all())
+        factor = self._task.upscale
+        corner = self._to_latent(y, x) if self.fuses_latents else (y * factor, x * factor)
+        self._fusion.add(maps, *corner)
         area = (slice(y // 2, (y + height) // 2), slice(x // 2, (x + width) // 2))
         self._refined[area] |= refined
         self.seconds += seconds
         self._missing -= 1
 
+    @property
+    def latents(self) -> list[Tensor]:
+        """The fused latent of each draw, (c, h', w'); once all tiles are there."""
+        return list(self._fusion.result().chunk(len(self._seeds)))
+
+    def show(self, maps: Tensor, seconds: float) -> None:
+        """Take what was decoded of the fused latents.
+
+        Args:
+            maps: the picture in [-1, 1], and with several draws their deviation in HU below it,
+                (1 or 2, h * upscale, w * upscale).
+            seconds: it took.
+        """
+        self.is_finite &= bool(torch.isfinite(maps).all())
+        self._decoded = maps
+        self.seconds += seconds
+
     def finish(self) -> EnhancedSlice:
-        """The enhanced slice, once all tiles are there."""
+        """The enhanced slice, once all tiles are there and decoded."""
         began = time.monotonic()
         window, upscale = self._task.hu_window, self._task.upscale
         height, width = self._hu.shape
         area = slice(height * upscale), slice(width * upscale)
-        fused = self._fusion.result()
+        maps = self._fusion.result() if self._decoded is None else self._decoded
+        sr = maps[0]
         if iterations := self._task.diffusion.consistency:
             lr = self.lr[None, None]
-            fused = back_project(fused[None, None], lr, iterations=iterations)[0, 0]
-        out = window.denormalize(fused[area])
+            sr = back_project(sr[None, None], lr, iterations=iterations)[0, 0]
+        out = window.denormalize(sr[area])
         outside = torch.from_numpy(self._hu - window.clip(self._hu))
         if outside.any():
             # bilinear: a bicubic would draw a dark ring around metal
@@ -152,7 +177,7 @@ class SliceJob:
                 outside[None, None], size=out.shape, mode="bilinear", align_corners=False
             )[0, 0]
         refined = self._refined[: math.ceil(height / 2), : math.ceil(width / 2)]
-        deviation = None if self._deviation is None else self._deviation.result()[area].numpy()
+        deviation = maps[1][area].numpy() if len(maps) > 1 else None
         seconds = self.seconds + time.monotonic() - began
         return EnhancedSlice(self.z, out.numpy(), refined.numpy(), seconds, deviation)
 
@@ -180,6 +205,12 @@ class Tile(NamedTuple):
         height, width = self.job.tile_shape
         rows = slice(self.y // 2, (self.y + height) // 2)
         return self.job.difficulty[rows, self.x // 2 : (self.x + width) // 2]
+
+    @property
+    def z_lr(self) -> Tensor:
+        """(c, h', w') of the whole slice's."""
+        assert self.job.z_lr is not None  # whoever asks has set it
+        return self.job.of_latent(self.job.z_lr, self.y, self.x)
 
     def noise(self, k: int, draw: int) -> Tensor:
         """Noise k of a draw, (c, h', w') on the CPU."""

@@ -43,8 +43,7 @@ class Fusion:
     """Sums weighted tiles in float64 and divides by the weights.
 
     Args:
-        height: of the whole, in pixels.
-        width: of the whole, in pixels.
+        shape: of the whole, ``(..., h, w)``; its maps are fused alike.
 
     >>> fusion = Fusion(4, 6)
     >>> fusion.add(torch.ones(4, 4), 0, 0)
@@ -53,18 +52,18 @@ class Fusion:
     True
     """
 
-    def __init__(self, height: int, width: int) -> None:
-        self._sum = torch.zeros(height, width, dtype=torch.float64)
-        self._weight = torch.zeros(height, width, dtype=torch.float64)
+    def __init__(self, *shape: int) -> None:
+        self._sum = torch.zeros(*shape, dtype=torch.float64)
+        self._weight = torch.zeros(*shape[-2:], dtype=torch.float64)
 
-    def add(self, tile: Float[Tensor, "h w"], y: int, x: int) -> None:
+    def add(self, tile: Float[Tensor, "... h w"], y: int, x: int) -> None:
         """Add a tile whose first pixel lies at (y, x)."""
-        height, width = tile.shape
+        height, width = tile.shape[-2:]
         weights = gaussian_weights(height)[:, None] * gaussian_weights(width)[None, :]
-        area = (slice(y, y + height), slice(x, x + width))
+        area = (..., slice(y, y + height), slice(x, x + width))
         self._sum[area] += weights * tile.cpu().double()
         self._weight[area] += weights
 
-    def result(self) -> Float[Tensor, "height width"]:
+    def result(self) -> Float[Tensor, "... height width"]:
         """The fused whole, float32; every pixel must lie in a tile."""
         return (self._sum / self._weight).float()

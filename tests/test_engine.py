@@ -8,7 +8,7 @@ from medqdm import checkpoint
 from medqdm.config import Task, load_task, parse_task
 from medqdm.diffusion.policies import Random
 from medqdm.diffusion.quadtree import steady
-from medqdm.engine import Engine, autocast, is_bf16_fast, uncertainty
+from medqdm.engine import Engine, autocast, is_bf16_fast
 from medqdm.errors import MedQDMError
 from medqdm.models.windows import WindowIndex
 from medqdm.sampling import random_scores
@@ -270,18 +270,22 @@ def test_uncertainty_is_the_deviation_over_draws_where_noise_was(
     engine = make("diffusion.sampling_steps=2")
     other = noise_of(lr)
     noises = [noise_of(lr), lambda k: other(50 + k), lambda k: other(90 + k)]
-    first, deviation = uncertainty(engine, lr, noises)
-    assert torch.equal(first.sr, engine.enhance(lr, noises[0]).sr)
-    assert deviation.shape == first.sr.shape
     nothing = torch.zeros(2, 8, 16, dtype=torch.int64)
-    assert not uncertainty(engine, lr, noises, difficulty=nothing)[1].any()
+
+    def show(**options: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        z_lr = engine.encode(engine.upsample(lr))
+        return engine.show(engine.draw(lr, z_lr, noises, **options).latents, lr)
+
+    first, deviation = show()
+    assert torch.equal(first, engine.enhance(lr, noises[0]).sr)
+    assert deviation.shape == first.shape
+    assert not show(difficulty=nothing)[1].any()
     monkeypatch.setattr(engine, "decode", lambda z, _lr: z[:, :1])
     draws = [engine.enhance(lr, noise).sr for noise in noises]
     refined = engine.quadtree(lr).at(16, 32)[:, None]
     expected = torch.where(refined, 1000 * torch.stack(draws).std(dim=0), 0)
-    torch.testing.assert_close(uncertainty(engine, lr, noises)[1], expected)
-    with pytest.raises(MedQDMError, match="must be 2 draws or more, got 1"):
-        uncertainty(engine, lr, noises[:1])
+    torch.testing.assert_close(show()[1], expected)
+    assert engine.show(draws[:1], lr)[1] is None
 
 
 def test_bicubic_upsampling_keeps_positions() -> None:

@@ -10,7 +10,7 @@ import torch
 from medqdm import checkpoint, io, metrics
 from medqdm.config import load_task
 from medqdm.degrade import degrade, draw
-from medqdm.engine import Enhanced
+from medqdm.engine import Drawn
 from medqdm.enhance import enhance_series, enhance_volume
 from medqdm.enhancer import Enhancer, choose_device
 from medqdm.errors import MedQDMError
@@ -33,12 +33,10 @@ def enhancer(weights: Path) -> Enhancer:
 def bicubic(enhancer: Enhancer, monkeypatch: pytest.MonkeyPatch) -> Enhancer:
     """An enhancer whose network is the identity: what remains is the pipeline's own doing."""
 
-    real = enhancer.engine.enhance
-
-    def enhance(lr: torch.Tensor, noise: object, **options: object) -> Enhanced:
-        return real(lr, noise, **options)._replace(sr=enhancer.engine.upsample(lr))
-
-    monkeypatch.setattr(enhancer.engine, "enhance", enhance)
+    engine = enhancer.engine
+    monkeypatch.setattr(
+        engine, "show", lambda _latents, lr, **_options: (engine.upsample(lr), None)
+    )
     return enhancer
 
 
@@ -88,13 +86,13 @@ def test_slices_do_not_depend_on_what_came_before(enhancer: Enhancer) -> None:
 
 def test_overlapping_tiles_share_their_noise(enhancer: Enhancer, monkeypatch) -> None:
     seen = []
-    real = enhancer.engine.enhance
+    real = enhancer.engine.draw
 
-    def spy(lr: torch.Tensor, noise, **options):
-        seen.append(noise(0))
-        return real(lr, noise, **options)
+    def spy(lr: torch.Tensor, z_lr: torch.Tensor, noises, **options):
+        seen.append(noises[0](0))
+        return real(lr, z_lr, noises, **options)
 
-    monkeypatch.setattr(enhancer.engine, "enhance", spy)
+    monkeypatch.setattr(enhancer.engine, "draw", spy)
     enhancer.enhance_slice(np.zeros((16, 32), dtype=np.float32))
     first, second = seen[0][0], seen[1][0]  # tiles of 16 at 0, 14 and 16
     torch.testing.assert_close(first[:, :, 14:], second[:, :, :2], atol=0, rtol=0)
@@ -170,15 +168,15 @@ def nine_tiles() -> Volume:
 def watch(enhancer: Enhancer, monkeypatch: pytest.MonkeyPatch, most: int = 99) -> list[int]:
     """The sizes of the batches from now on; larger ones than ``most`` run out of memory."""
     sizes: list[int] = []
-    real = enhancer.engine.enhance
+    real = enhancer.engine.draw
 
-    def enhance(lr: torch.Tensor, noise: object, **options: object) -> Enhanced:
+    def draw(lr: torch.Tensor, *rest: object, **options: object) -> Drawn:
         sizes.append(len(lr))
         if len(lr) > most:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return real(lr, noise, **options)
+        return real(lr, *rest, **options)
 
-    monkeypatch.setattr(enhancer.engine, "enhance", enhance)
+    monkeypatch.setattr(enhancer.engine, "draw", draw)
     return sizes
 
 
@@ -219,10 +217,10 @@ def test_batches_are_halved_when_memory_runs_out(drawing, nine_tiles, monkeypatc
     ],
 )
 def test_one_tile_that_does_not_fit_is_told(enhancer, monkeypatch, tmp_path, error) -> None:
-    def full(_lr: torch.Tensor, _noise: object, **options: object) -> Enhanced:
+    def full(*_rest: object, **_options: object) -> Drawn:
         raise error
 
-    monkeypatch.setattr(enhancer.engine, "enhance", full)
+    monkeypatch.setattr(enhancer.engine, "draw", full)
     volume = Volume.from_spacing(np.zeros((1, 16, 16)), (2, 0.7, 0.7))
     with pytest.raises(MedQDMError, match="a tile of 16 x 16 pixels must fit into the memory of"):
         enhance_volume(enhancer, volume, tmp_path / "out")
@@ -230,23 +228,23 @@ def test_one_tile_that_does_not_fit_is_told(enhancer, monkeypatch, tmp_path, err
 
 
 def test_other_errors_of_the_network_are_bugs(enhancer, monkeypatch) -> None:
-    def broken(_lr: torch.Tensor, _noise: object, **options: object) -> Enhanced:
+    def broken(*_rest: object, **_options: object) -> Drawn:
         raise RuntimeError("shapes cannot be multiplied")
 
-    monkeypatch.setattr(enhancer.engine, "enhance", broken)
+    monkeypatch.setattr(enhancer.engine, "draw", broken)
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         enhancer.enhance_slice(np.zeros((16, 16), dtype=np.float32))
 
 
 def shift_bf16(enhancer: Enhancer, monkeypatch: pytest.MonkeyPatch, shift_hu: float) -> None:
     """A network that is the identity in fp32 and ``shift_hu`` beside it in bf16."""
-    unit, real = enhancer.task.hu_window.hu_per_unit, enhancer.engine.enhance
+    unit = enhancer.task.hu_window.hu_per_unit
 
-    def enhance(lr: torch.Tensor, noise: object, **options: object) -> Enhanced:
+    def show(_latents: object, lr: torch.Tensor, **_options: object) -> tuple[torch.Tensor, None]:
         shift = shift_hu / unit if torch.is_autocast_enabled("cpu") else 0.0
-        return real(lr, noise, **options)._replace(sr=enhancer.engine.upsample(lr) + shift)
+        return enhancer.engine.upsample(lr) + shift, None
 
-    monkeypatch.setattr(enhancer.engine, "enhance", enhance)
+    monkeypatch.setattr(enhancer.engine, "show", show)
 
 
 @pytest.mark.parametrize(
@@ -282,13 +280,13 @@ def test_bf16_is_checked_in_hu(
 
 def test_the_check_uses_the_middle_of_the_volume(enhancer, monkeypatch) -> None:
     seen = []
-    real = enhancer.engine.enhance
+    real = enhancer.engine.draw
 
-    def spy(lr: torch.Tensor, noise: object, **options: object) -> Enhanced:
+    def spy(lr: torch.Tensor, *rest: object, **options: object) -> Drawn:
         seen.append(lr)
-        return real(lr, noise, **options)
+        return real(lr, *rest, **options)
 
-    monkeypatch.setattr(enhancer.engine, "enhance", spy)
+    monkeypatch.setattr(enhancer.engine, "draw", spy)
     hu = np.zeros((3, 48, 64), dtype=np.float32)
     hu[1, 16:32, 24:40] = 100
     volume = Volume.from_spacing(hu, (2, 0.7, 0.7))
@@ -302,15 +300,13 @@ def test_the_check_uses_the_middle_of_the_volume(enhancer, monkeypatch) -> None:
 def test_overflow_of_bf16_is_done_again_in_fp32(enhancer, monkeypatch, tmp_path) -> None:
     """Only in the slices where it happens, with one warning."""
 
-    real = enhancer.engine.enhance
-
-    def enhance(lr: torch.Tensor, noise: object, **options: object) -> Enhanced:
+    def show(_latents: object, lr: torch.Tensor, **_options: object) -> tuple[torch.Tensor, None]:
         sr = enhancer.engine.upsample(lr)
         if torch.is_autocast_enabled("cpu"):
             sr = torch.where(sr > 0.5, float("nan"), sr)
-        return real(lr, noise, **options)._replace(sr=sr)
+        return sr, None
 
-    monkeypatch.setattr(enhancer.engine, "enhance", enhance)
+    monkeypatch.setattr(enhancer.engine, "show", show)
     enhancer.asked_precision = "bf16"
     hu = np.zeros((5, 16, 24), dtype=np.float32)
     hu[1], hu[4, :, 20:] = 900, 900
@@ -387,13 +383,13 @@ def test_neighbouring_slices_share_noise_by_distance(weights: Path, monkeypatch)
     def correlations(spacing_mm: float, correlation_mm: float) -> float:
         setting = f"diffusion.sampler.correlation_mm={correlation_mm}"
         enhancer = Enhancer(weights, device="cpu", precision="fp32", overrides=[setting])
-        real, draws = enhancer.engine.enhance, []
+        real, draws = enhancer.engine.draw, []
 
-        def spy(lr: torch.Tensor, noise, **options):
-            draws.append(noise(0).flatten())
-            return real(lr, noise, **options)
+        def spy(lr: torch.Tensor, z_lr: torch.Tensor, noises, **options):
+            draws.append(noises[0](0).flatten())
+            return real(lr, z_lr, noises, **options)
 
-        monkeypatch.setattr(enhancer.engine, "enhance", spy)
+        monkeypatch.setattr(enhancer.engine, "draw", spy)
         list(enhancer.slices(textured((2, 16, 16), (spacing_mm, 0.7, 0.7))))
         first, second = draws[-2:]
         return float(torch.corrcoef(torch.stack([first, second]))[0, 1])
@@ -424,6 +420,74 @@ def test_refined_cells_of_tiles_are_those_of_the_slice(weights: Path) -> None:
     found = np.stack([done.refined for done in enhancer.slices(volume)])
     assert not own.all()
     np.testing.assert_array_equal(found[1], own.any(axis=0))
+
+
+LIGHT = "autoencoder.light={channels: 16, encoder_blocks: 2, decoder_blocks: 3}"
+
+
+@pytest.fixture
+def light(tmp_path: Path) -> Enhancer:
+    """An enhancer of a random model with the light autoencoder; it draws three times."""
+    task = load_task("tiny", [LIGHT, "autoencoder.latent_scale=1.0"])
+    torch.manual_seed(0)
+    networks = checkpoint.build_autoencoder(task), checkpoint.build_qdm(task)
+    for network in networks:
+        for parameter in network.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+    states = [network.state_dict() for network in networks]
+    path = tmp_path / "light.safetensors"
+    checkpoint.save(
+        path,
+        task=task,
+        autoencoder_state=states[0],
+        qdm_state=states[1],
+        record={},
+        dtype="float32",
+    )
+    return Enhancer(path, device="cpu", precision="fp32", draws=3)
+
+
+def test_tiles_leave_no_trace_where_their_latents_agree(light: Enhancer, monkeypatch) -> None:
+    """With the light autoencoder only latents are fused; the rest is as of one piece."""
+    engine, hu = light.engine, np.clip(textured((1, 40, 56)).hu[0], -999, 999)
+    calls = []
+
+    def draw(lr: torch.Tensor, z_lr: torch.Tensor, noises: list, **_options: object) -> Drawn:
+        calls.append(lr.shape)
+        refined = engine.quadtree(lr).refined
+        return Drawn([z_lr + k for k in range(len(noises))], refined, None)
+
+    monkeypatch.setattr(engine, "draw", draw)
+    found = light.enhance_slice(hu)
+    assert calls == [(1, 1, 16, 16)] * 20  # as many tiles as without
+    lr = torch.from_numpy(light.task.hu_window.normalize(hu))[None, None]
+    lr = torch.nn.functional.pad(lr, (0, 8, 0, 8), mode="replicate")
+    z_lr = engine.encode(engine.upsample(lr))
+    sr, deviation = engine.show([z_lr + k for k in range(3)], lr)
+    expected = light.task.hu_window.denormalize(sr[0, 0, :160, :224]).numpy()
+    np.testing.assert_allclose(found.hu, expected, atol=0.05)
+    np.testing.assert_allclose(found.deviation_hu, deviation[0, 0, :160, :224].numpy(), atol=0.05)
+
+
+def test_fused_latents_do_not_depend_on_the_batch_size(light: Enhancer) -> None:
+    volume = textured((3, 16, 40))
+    expected = list(light.slices(volume))
+    assert expected[0].deviation_hu.max() > 1
+    light.batch_size = 4
+    for one, other in zip(expected, light.slices(volume), strict=True):
+        np.testing.assert_allclose(one.hu, other.hu, atol=0.1)
+        np.testing.assert_array_equal(one.refined, other.refined)
+    (last,) = light.slices(volume, start=2)
+    np.testing.assert_array_equal(last.hu, other.hu)
+
+
+def test_memory_that_runs_out_in_decoding_is_told(light: Enhancer, monkeypatch) -> None:
+    def full(*_tensors: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(light.engine, "decode", full)
+    with pytest.raises(MedQDMError, match="must fit into the memory of cpu, got out of memory"):
+        light.enhance_slice(np.zeros((16, 40), dtype=np.float32))
 
 
 def test_consistency_brings_the_output_nearer_to_the_input(weights: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from medqdm import io, picture
-from medqdm.engine import Enhanced
+from medqdm.engine import Drawn
 from medqdm.enhance import enhance_volume
 from medqdm.enhancer import Enhancer
 from medqdm.errors import MedQDMError
@@ -57,11 +57,14 @@ def quick_engine(weights: Path, monkeypatch: pytest.MonkeyPatch) -> Enhancer:
     enhancer = Enhancer(weights, device="cpu", precision="fp32")
     engine = enhancer.engine
 
-    def enhance(lr: torch.Tensor, noise, **_options: object) -> Enhanced:
-        shift = 0.1 * noise(0).mean(dim=(1, 2, 3), keepdim=True)
-        return Enhanced(engine.upsample(lr) + shift, engine.quadtree(lr).refined, cost=None)
+    def draw(lr: torch.Tensor, _z_lr: object, noises: list, **_options: object) -> Drawn:
+        return Drawn([noise(0) for noise in noises], engine.quadtree(lr).refined, cost=None)
 
-    monkeypatch.setattr(engine, "enhance", enhance)
+    def show(latents: list, lr: torch.Tensor, **_options: object) -> tuple[torch.Tensor, None]:
+        return engine.upsample(lr) + 0.1 * latents[0].mean(dim=(1, 2, 3), keepdim=True), None
+
+    monkeypatch.setattr(engine, "draw", draw)
+    monkeypatch.setattr(engine, "show", show)
     return enhancer
 
 
@@ -98,13 +101,13 @@ def stop_after(slices: int, out: Path, error: BaseException | None = None):
 
 def count_tiles(enhancer: Enhancer, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     sizes: list[int] = []
-    real = enhancer.engine.enhance
+    real = enhancer.engine.draw
 
-    def enhance(lr: torch.Tensor, noise: object, **options: object) -> Enhanced:
+    def draw(lr: torch.Tensor, *rest: object, **options: object) -> Drawn:
         sizes.append(len(lr))
-        return real(lr, noise, **options)
+        return real(lr, *rest, **options)
 
-    monkeypatch.setattr(enhancer.engine, "enhance", enhance)
+    monkeypatch.setattr(enhancer.engine, "draw", draw)
     return sizes
 
 
@@ -296,14 +299,16 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 import medqdm.enhance
-from medqdm.engine import Engine, Enhanced
+from medqdm.engine import Drawn, Engine
 from medqdm.enhance import enhance_series
 from medqdm.errors import MedQDMError
 from medqdm.loading import load_enhancer
 
-def quick(self, lr, noise, **options):
-    shift = 0.1 * noise(0).mean(dim=(1, 2, 3), keepdim=True)
-    return Enhanced(self.upsample(lr) + shift, self.quadtree(lr).refined, cost=None)
+def quick(self, lr, z_lr, noises, **options):
+    return Drawn([noise(0) for noise in noises], self.quadtree(lr).refined, cost=None)
+
+def shown(self, latents, lr, **options):
+    return self.upsample(lr) + 0.1 * latents[0].mean(dim=(1, 2, 3), keepdim=True), None
 
 def small_picture(lr_hu, sr_hu, refined, window, title):
     grey = medqdm.enhance.picture.to_grey(sr_hu, window)
@@ -314,7 +319,7 @@ def loaded(seed=0, **options):
     return enhancers[seed]
 
 # kills are about files: network, picture, report and loading the weights take no time here
-Engine.enhance = quick
+Engine.draw, Engine.show = quick, shown
 medqdm.enhance.render_report = lambda content: "a report"
 medqdm.enhance.picture.compare = small_picture
 series, place, weights = map(Path, sys.argv[1:4])
@@ -703,16 +708,15 @@ def test_a_file_that_changes_while_it_is_read(quick, ct_series, tmp_path) -> Non
 
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_network_that_gives_nan(quick, volume, tmp_path, monkeypatch, resume: bool) -> None:
-    real, calls = quick.engine.enhance, []
+    real, calls = quick.engine.show, []
     quick.prepare(volume)
 
-    def enhance(lr: torch.Tensor, noise: object, **options: object) -> Enhanced:
+    def show(*latents: object, **options: object) -> tuple[torch.Tensor, None]:
         calls.append(None)
-        done = real(lr, noise, **options)
-        return done._replace(sr=done.sr * float("nan")) if len(calls) > 12 else done
+        return real(*latents, **options)[0] * (float("nan") if len(calls) > 12 else 1), None
 
     with monkeypatch.context() as patched:
-        patched.setattr(quick.engine, "enhance", enhance)
+        patched.setattr(quick.engine, "show", show)
         with pytest.raises(MedQDMError, match="slice 5: the network's output must be finite"):
             enhance_volume(quick, volume, tmp_path / "out", resume=resume)
     assert not (tmp_path / "out").exists()
@@ -722,15 +726,15 @@ def test_a_network_that_gives_nan(quick, volume, tmp_path, monkeypatch, resume: 
 def test_memory_that_runs_out_in_a_batch(quick, volume, tmp_path, monkeypatch) -> None:
     """The batch is halved, the same slices are written."""
     enhance_volume(quick, volume, tmp_path / "whole", dates="source")
-    real, sizes = quick.engine.enhance, []
+    real, sizes = quick.engine.draw, []
 
-    def enhance(lr: torch.Tensor, noise: object, **options: object) -> Enhanced:
+    def draw(lr: torch.Tensor, *rest: object, **options: object) -> Drawn:
         sizes.append(len(lr))
         if len(lr) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return real(lr, noise, **options)
+        return real(lr, *rest, **options)
 
-    monkeypatch.setattr(quick.engine, "enhance", enhance)
+    monkeypatch.setattr(quick.engine, "draw", draw)
     quick.batch_size = 8
     enhance_volume(quick, volume, tmp_path / "out", dates="source")
     assert sizes[:3] == [8, 4, 2]

@@ -35,11 +35,11 @@ def test_weights_of_the_paper() -> None:
 
 
 def test_tiles_of_one_picture_fuse_to_it() -> None:
-    whole = torch.rand(50, 70)
-    fusion = Fusion(50, 70)
+    whole = torch.rand(2, 50, 70)
+    fusion = Fusion(2, 50, 70)
     for y in tile_starts(50, 32, 24):
         for x in tile_starts(70, 32, 24):
-            fusion.add(whole[y : y + 32, x : x + 32], y, x)
+            fusion.add(whole[:, y : y + 32, x : x + 32], y, x)
     torch.testing.assert_close(fusion.result(), whole)
 
 

@@ -148,7 +148,7 @@ def stages(enhancer: Enhancer, pair: Pair) -> Iterator[tuple[str, Image]]:
         }
         for name, latent in latents.items():
             again = job.afresh()
-            sr = engine.decode(latent, lr)[0, 0].cpu()
+            sr = engine.decode(latent, lr)[0].cpu()
             again.add(Tile(again, 0, 0), sr, tree.refined[0].cpu(), 0.0)
             yield name, again.finish().hu
 

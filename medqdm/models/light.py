@@ -67,6 +67,9 @@ class LightAutoencoder(nn.Module):
         super().__init__()
         self.compression = compression
         self.upscale = upscale
+        # how far an output depends on its surroundings, in latents
+        self.encoder_reach = 2 * encoder_blocks + 2
+        self.decoder_reach = 2 * decoder_blocks + 3  # its last convolution looks a pixel far
         # an LR image finer than the latent (x2) is folded like the HR image, not reduced
         self._fold = max(1, compression // upscale)
         seen = latent_channels + image_channels * self._fold**2
