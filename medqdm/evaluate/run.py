@@ -27,6 +27,7 @@ from medqdm.evaluate.intervals import Interval, interval
 from medqdm.evaluate.methods import BASELINES, Interpolation, Method, Model, enhance_one
 from medqdm.evaluate.regions import RoiFolder
 from medqdm.evaluate.texture import Spectrum
+from medqdm.evaluate.tissue import as_shown
 from medqdm.evaluate.truth import FLAT, WHOLE, Score, Truth, perceptual_distance
 from medqdm.metrics import TISSUES
 from medqdm.models.perceptual import PerceptualDistance
@@ -35,7 +36,11 @@ from medqdm.window import Window
 
 Image = NDArray[np.float32]
 REFERENCE = "reference"  # the truth itself, where it is not perfect by definition
-BY_PIXELS = (*TISSUES, FLAT)  # regions whose size differs so much that slices weigh by it
+BY_PIXELS = (
+    *TISSUES,
+    *map(as_shown, TISSUES),
+    FLAT,
+)  # regions whose size differs so much that slices weigh by it
 METRICS = (
     "psnr_db",
     "ssim",

@@ -1,6 +1,6 @@
 """Studies in one call each: the threshold, low-contrast lesions, the error budget."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -23,16 +23,27 @@ TrackPairs = Callable[[Iterable[Pair], int], Iterable[Pair]]
 TrackCases = Callable[[Iterable[Case], int], Iterable[Case]]
 
 
+class StudyOptions(ModelOptions, total=False):
+    """What every study takes, beside the model.
+
+    Args:
+        degradation: name of a preset instead of the task's ``test_degradation``.
+        limit: slices at the most, spread over the patients.
+        overwrite: replace an output folder that has files in it.
+    """
+
+    degradation: str | None
+    limit: int | None
+    overwrite: bool
+
+
 def study_thresholds(
     data: str | Path,
     out: str | Path,
     *,
     thresholds: Sequence[float] = knob.DEFAULT_THRESHOLDS,
-    degradation: str | None = None,
-    limit: int | None = None,
-    overwrite: bool = False,
     track: TrackPairs = lambda pairs, _total: pairs,
-    **model: Unpack[ModelOptions],
+    **options: Unpack[StudyOptions],
 ) -> Evaluation:
     """What the quadtree's threshold s saves and costs; the table's first row is the default's.
 
@@ -40,32 +51,23 @@ def study_thresholds(
         data: folder of volumes, or a set made by ``prepare``.
         out: folder for ``thresholds.md``, ``thresholds.json`` and ``thresholds.png``.
         thresholds: values of s; the default's is added.
-        degradation: name of a preset instead of the task's ``test_degradation``.
-        limit: slices at the most, spread over the patients.
-        overwrite: replace an output folder that has files in it.
         track: wraps the pairs as they come, with their number, to show progress.
-        **model: see ``ModelOptions``.
+        **options: see ``StudyOptions``.
 
     Raises:
         MedQDMError: anything about data, weights, settings or output that the user can put right.
     """
-    data, out = Path(data), Path(out)
-    check_folder(out, overwrite=overwrite, marker=marker(knob.NAME))
-    enhancers = _at_thresholds(thresholds, degraded_by(degradation, data), model)
+    study = _Study(data, out, knob.NAME, options)
+    enhancers = study.at_thresholds(thresholds)
     (default, enhancer), *_ = enhancers.items()
     task = enhancer.task
-    pairs, total = open_pairs(task, data, limit=limit, seed=model.get("seed", 0))
+    pairs, total = study.pairs(task)
     found = Evaluation(describe(enhancer), task.hu_window)
     methods = [CountedModel(enhancer) for enhancer in enhancers.values()]
     plain = [Interpolation(name, up, task.upscale) for name, up in BASELINES.items()]
     measure(found, [*methods, *plain], track(pairs, total), task)
-    knob.write_thresholds(
-        found,
-        {row_name(s): s for s in sorted({*thresholds, default})},
-        out,
-        about=_about(task, model, limit),
-        overwrite=overwrite,
-    )
+    names = {row_name(s): s for s in sorted({*thresholds, default})}
+    knob.write_thresholds(found, names, study.out, **study.writing(task))
     return found
 
 
@@ -75,11 +77,8 @@ def study_lesions(
     *,
     thresholds: Sequence[float] = knob.DEFAULT_THRESHOLDS,
     against: Sequence[str] = (),
-    degradation: str | None = None,
-    limit: int | None = None,
-    overwrite: bool = False,
     track: TrackCases = lambda cases, _total: cases,
-    **model: Unpack[ModelOptions],
+    **options: Unpack[StudyOptions],
 ) -> Lesions:
     """Whether low-contrast discs that bicubic shows come back at each threshold.
 
@@ -88,36 +87,33 @@ def study_lesions(
         out: folder for ``lesions.md``, ``lesions.json`` and pictures.
         thresholds: values of s; the default's is added.
         against: other weights to stand beside it, see ``parse_against``.
-        degradation: name of a preset instead of the task's ``test_degradation``.
-        limit: slices to look at, at the most, spread over the patients.
-        overwrite: replace an output folder that has files in it.
         track: wraps the slices as they come, with their number, to show progress.
-        **model: see ``ModelOptions``.
+        **options: see ``StudyOptions``.
 
     Raises:
         MedQDMError: anything about data, weights, settings or output that the user can put right.
     """
-    data, out = Path(data), Path(out)
-    check_folder(out, overwrite=overwrite, marker=marker(lesions_report.NAME))
-    if is_prepared(data):
+    study = _Study(data, out, lesions_report.NAME, options)
+    if is_prepared(study.data):
         raise MedQDMError(
-            f"{data}: must be a folder of volumes for --lesions, got a prepared set, which is "
-            "degraded already; give the volumes that it was made from"
+            f"{study.data}: must be a folder of volumes for --lesions, got a prepared set, which "
+            "is degraded already; give the volumes that it was made from"
         )
-    enhancers = _at_thresholds(thresholds, degraded_by(degradation, data), model)
+    enhancers = study.at_thresholds(thresholds)
     (default, enhancer), *_ = enhancers.items()
-    task, seed = enhancer.task, model.get("seed", 0)
-    others = open_against(against, task, device=model.get("device", "auto"), seed=seed)
+    task = enhancer.task
+    others = open_against(against, task, device=options.get("device", "auto"), seed=study.seed)
     models = [Model(enhancers[s], row_name(s)) for s in sorted(enhancers)]
     bicubic = Interpolation(lesions.BICUBIC, BASELINES[lesions.BICUBIC], task.upscale)
-    cases, total = lesions.open_cases(task, find_patients(data), limit=limit, seed=seed)
+    patients = find_patients(study.data)
+    cases, total = lesions.open_cases(task, patients, limit=study.limit, seed=study.seed)
     found = lesions.measure_lesions(
         [bicubic, *models, *others],
         track(cases, total),
         settings=describe(enhancer),
         default=row_name(default),
     )
-    lesions_report.write_lesions(found, out, about=_about(task, model, limit), overwrite=overwrite)
+    lesions_report.write_lesions(found, study.out, **study.writing(task))
     return found
 
 
@@ -125,56 +121,66 @@ def study_budget(
     data: str | Path,
     out: str | Path,
     *,
-    degradation: str | None = None,
-    limit: int | None = None,
-    overwrite: bool = False,
     track: TrackPairs = lambda pairs, _total: pairs,
-    **model: Unpack[ModelOptions],
+    **options: Unpack[StudyOptions],
 ) -> Evaluation:
     """How many decibels each stage loses.
 
     Args:
         data: folder of volumes, or a set made by ``prepare``.
         out: folder for ``budget.md`` and ``budget.json``.
-        degradation: name of a preset instead of the task's ``test_degradation``.
-        limit: slices at the most, spread over the patients.
-        overwrite: replace an output folder that has files in it.
         track: wraps the pairs as they come, with their number, to show progress.
-        **model: see ``ModelOptions``.
+        **options: see ``StudyOptions``.
 
     Raises:
         MedQDMError: anything about data, weights, settings or output that the user can put right.
     """
-    data, out = Path(data), Path(out)
-    check_folder(out, overwrite=overwrite, marker=marker(budget.NAME))
-    enhancer = _opened(model, degraded_by(degradation, data))
-    pairs, total = open_pairs(enhancer.task, data, limit=limit, seed=model.get("seed", 0))
+    study = _Study(data, out, budget.NAME, options)
+    enhancer = study.open()
+    pairs, total = study.pairs(enhancer.task)
     found = budget.measure_budget(enhancer, track(pairs, total))
-    budget.write_budget(found, out, about=_about(enhancer.task, model, limit), overwrite=overwrite)
+    budget.write_budget(found, study.out, **study.writing(enhancer.task))
     return found
 
 
-def _opened(model: ModelOptions, settings: Sequence[str]) -> Enhancer:
-    options = model.copy()
-    options["settings"] = [*model.get("settings", ()), *settings]
-    return load_enhancer(**options)
+class _Study:
+    """What every study does with its options; refuses a folder that may not be replaced."""
 
+    def __init__(self, data: str | Path, out: str | Path, name: str, options: StudyOptions) -> None:
+        self.data, self.out = Path(data), Path(out)
+        self.overwrite = options.get("overwrite", False)
+        self.limit = options.get("limit")
+        self.seed = options.get("seed", 0)
+        check_folder(self.out, overwrite=self.overwrite, marker=marker(name))
+        preset = degraded_by(options.get("degradation"), self.data)
+        own = StudyOptions.__annotations__.keys() - ModelOptions.__annotations__.keys()
+        self._model: dict[str, Any] = {k: v for k, v in options.items() if k not in own}
+        self._settings = [*options.get("settings", ()), *preset]
 
-def _at_thresholds(
-    thresholds: Sequence[float], settings: Sequence[str], model: ModelOptions
-) -> dict[float, Enhancer]:
-    """The model at each threshold, its own first."""
-    own = _opened(model, settings)
-    found = {own.task.quadtree.threshold: own}
-    for s in thresholds:
-        if s not in found:
-            found[s] = _opened(model, [*settings, f"quadtree.threshold={s}"])
-    return found
+    def open(self, *settings: str) -> Enhancer:
+        """The model, with further settings."""
+        return load_enhancer(**{**self._model, "settings": [*self._settings, *settings]})
 
+    def at_thresholds(self, thresholds: Sequence[float]) -> dict[float, Enhancer]:
+        """The model at each threshold, its own first."""
+        own = self.open()
+        found = {own.task.quadtree.threshold: own}
+        for s in thresholds:
+            if s not in found:
+                found[s] = self.open(f"quadtree.threshold={s}")
+        return found
 
-def _about(task: Task, model: ModelOptions, limit: int | None) -> dict[str, Any]:
-    return {
-        "degradation": task.test_degradation.model_dump(mode="json"),
-        "seed": model.get("seed", 0),
-        "limit": limit,
-    }
+    def pairs(self, task: Task) -> tuple[Iterator[Pair], int]:
+        """Its pairs of slices, and their number."""
+        return open_pairs(task, self.data, limit=self.limit, seed=self.seed)
+
+    def writing(self, task: Task) -> dict[str, Any]:
+        """How its report is written."""
+        return {
+            "about": {
+                "degradation": task.test_degradation.model_dump(mode="json"),
+                "seed": self.seed,
+                "limit": self.limit,
+            },
+            "overwrite": self.overwrite,
+        }

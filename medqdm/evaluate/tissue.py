@@ -1,4 +1,4 @@
-"""Tissue: where a truth is air, lung, fat, soft tissue or bone, to tell errors in HU apart."""
+"""Tissue: where an image is air, lung, fat, soft tissue or bone, to tell errors in HU apart."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,15 +14,20 @@ MEDIAN_PX = 5
 EROSION_PX = 1
 
 
-def tissue_masks(hr_hu: Image, body: Mask | None = None) -> dict[str, Mask]:
-    """Where a truth is which tissue; tissues without a pixel are absent.
+def as_shown(tissue: str) -> str:
+    """Name of the region where an output, not the truth, is a tissue."""
+    return f"{tissue} as shown"
 
-    The truth's median over 5 x 5 pixels decides, not the pixel itself: among pixels picked by their
+
+def tissue_masks(hr_hu: Image, body: Mask | None = None) -> dict[str, Mask]:
+    """Where an image is which tissue; tissues without a pixel are absent.
+
+    The median over 5 x 5 pixels decides, not the pixel itself: among pixels picked by their
     own noisy value any method that draws less noise would look biased. Each region is then eroded
     by a pixel (8 neighbours), so that blurred borders of tissues do not count as bias.
 
     Args:
-        hr_hu: ``(y, x)`` reference in HU.
+        hr_hu: ``(y, x)`` in HU: a truth, or what an output shows.
         body: ``(y, x)`` mask outside of which there is no tissue but air: a mattress has the HU of
             lung. None: tissue may lie anywhere.
 

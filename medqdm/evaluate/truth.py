@@ -16,7 +16,7 @@ from medqdm.evaluate import texture
 from medqdm.evaluate.regions import body_mask
 from medqdm.evaluate.seams import Borders, borders_of, seam_ratio
 from medqdm.evaluate.texture import Spectrum
-from medqdm.evaluate.tissue import tissue_masks
+from medqdm.evaluate.tissue import as_shown, tissue_masks
 from medqdm.models.perceptual import PerceptualDistance
 
 Image = NDArray[np.float32]
@@ -35,7 +35,7 @@ class Score:
         patient: folder or file name of the patient.
         slice: number of the slice among the patient's, from 0.
         method: name of the method, or ``REFERENCE``.
-        region: ``whole``, ``body``, ``roi``, ``flat`` or a tissue.
+        region: ``whole``, ``body``, ``roi``, ``flat``, a tissue of the truth, or one as shown.
         num_pixels: HR pixels of the region.
         values: metric to value; what makes no sense for the method or region is absent.
     """
@@ -86,7 +86,10 @@ class Truth:
 
     @cached_property
     def _tissues(self) -> dict[str, Mask]:
-        found = tissue_masks(self.hr_hu, self.body)
+        return self._tissues_of(self.hr_hu)
+
+    def _tissues_of(self, hu: Image) -> dict[str, Mask]:
+        found = tissue_masks(hu, self.body)
         return {name: mask for name, mask in found.items() if mask.sum() >= LEAST_TISSUE_PX}
 
     @cached_property
@@ -132,6 +135,9 @@ class Truth:
                 "bias_hu": metrics.bias_hu(sr_hu, hr_hu, mask),
             }
             yield self._score(method, tissue, mask.sum(), errors)
+        for tissue, mask in self._tissues_of(sr_hu).items():
+            bias = {"bias_hu": metrics.bias_hu(sr_hu, hr_hu, mask)}
+            yield self._score(method, as_shown(tissue), mask.sum(), bias)
 
     def reference_scores(self, method: str, spectra: dict[str, Spectrum]) -> Iterator[Score]:
         """What the truth itself reaches, where that is not perfection.
