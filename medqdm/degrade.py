@@ -232,19 +232,19 @@ class DegradeD(RandomizableTransform, MapTransform):
     """MONAI dict transform that adds the LR slice of an HR slice.
 
     Args:
-        section: the ranges to draw from.
+        sections: the ranges to draw from, each with the share of samples that get it.
         upscale: HR pixels per LR pixel along an axis.
         keys: the HR slice, ``(1, h, w)`` in [-1, 1].
         output_key: where the LR slice goes, ``(1, h / upscale, w / upscale)`` in [-1, 1].
 
-    >>> transform = DegradeD(DegradationSection(), upscale=4).set_random_state(seed=1)
+    >>> transform = DegradeD([(DegradationSection(), 1.0)], upscale=4).set_random_state(seed=1)
     >>> transform({"hr": torch.zeros(1, 32, 32)})["lr"].shape
     torch.Size([1, 8, 8])
     """
 
     def __init__(
         self,
-        section: DegradationSection,
+        sections: Sequence[tuple[DegradationSection, float]],
         *,
         upscale: int,
         keys: str | Sequence[str] = "hr",
@@ -252,14 +252,18 @@ class DegradeD(RandomizableTransform, MapTransform):
     ) -> None:
         RandomizableTransform.__init__(self, prob=1.0)
         MapTransform.__init__(self, keys)
-        self.section = section
+        self.sections = sections
         self.upscale = upscale
         self.output_key = output_key
         self.params = DegradationParams()
 
     def randomize(self, data: Any = None) -> None:  # noqa: ARG002  (MONAI's signature)
         """Draw the parameters of the next sample into ``params``."""
-        self.params = draw(self.section, self.R)
+        section = self.sections[0][0]
+        if len(self.sections) > 1:
+            shares = [share for _, share in self.sections]
+            section = self.sections[self.R.choice(len(shares), p=shares)][0]
+        self.params = draw(section, self.R)
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """The sample with its LR slice."""

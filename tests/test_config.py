@@ -84,3 +84,17 @@ def test_task_from_a_file(tmp_path) -> None:
 def test_task_is_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         load_task("sr4").upscale = 8  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("mix", "message"),
+    [
+        ("{nothing: 0.1}", "degradation_mix: must name presets"),
+        ("{clean: 0.6, paper-train: 0.5}", "shares must add up to at most 1, got 1.1"),
+    ],
+)
+def test_a_mixture_of_degradations_must_fit(mix: str, message: str) -> None:
+    with pytest.raises(MedQDMError, match=message):
+        load_task("tiny", [f"degradation_mix={mix}"])
+    task = load_task("tiny", ["degradation_mix={clean: 0.3, paper-test: 0.7}"])
+    assert [share for _, share in task.training_degradations] == pytest.approx([0, 0.3, 0.7])

@@ -14,6 +14,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
+from torch.nn import functional
 
 from medqdm.config import Task, load_task, override
 from medqdm.data import (
@@ -344,6 +345,53 @@ def test_half_of_the_samples_are_flipped(data: Path, task: Task) -> None:
         assert is_same != is_flipped
         flips.append(is_flipped)
     assert 10 <= sum(flips) <= 30
+
+
+def test_all_flips_are_the_eight_views_of_a_slice(data: Path, task: Task) -> None:
+    settings = ["degradation=clean", "training.flips=all"]
+    chain = train_transforms(override(task, settings), "diffusion")
+    patient = find_patients(data)[0]
+    upright = evaluation_transforms(task)({"patient": patient, "slice": 1})["hr"]
+    views = [
+        turned.rot90(quarter, (-2, -1))
+        for turned in (upright, upright.flip(-1))
+        for quarter in range(4)
+    ]
+    found = []
+    for seed in range(120):
+        hr = chain.set_random_state(seed=seed)({"patient": patient, "slice": 1})["hr"]
+        (view,) = [k for k, view in enumerate(views) if torch.equal(hr, view)]
+        found.append(view)
+    assert min(found.count(view) for view in range(8)) >= 5
+
+
+def test_shifted_samples_are_parts_of_the_mirrored_slice(data: Path, task: Task) -> None:
+    settings = ["degradation=clean", "training.shift_probability=0.5"]
+    chain = train_transforms(override(task, settings), "diffusion")
+    patient = find_patients(data)[0]
+    upright = evaluation_transforms(task)({"patient": patient, "slice": 1})["hr"][0]
+    mirrored = torch.from_numpy(np.pad(upright.numpy(), 32, mode="symmetric"))
+    windows = mirrored.unfold(0, 64, 1).unfold(1, 64, 1)
+    places = []
+    for seed in range(30):
+        hr = chain.set_random_state(seed=seed)({"patient": patient, "slice": 1})["hr"][0]
+        hits = [(windows == view).all(-1).all(-1) for view in (hr, hr.flip(-1))]
+        assert (hits[0] | hits[1]).any()
+        places.append(tuple((hits[0] | hits[1]).nonzero()[0].tolist()))
+    assert 8 <= sum(place == (32, 32) for place in places) <= 22
+    assert len(set(places)) > 8
+
+
+def test_a_mixture_of_degradations_reaches_the_samples(data: Path, task: Task) -> None:
+    settings = ["degradation=paper-train", "degradation_mix={clean: 0.5}", "training.flips=x"]
+    samples = TrainingSlices(override(task, settings), "diffusion", find_patients(data))
+    errors = [
+        float(
+            (functional.interpolate(hr[None], scale_factor=0.25, mode="area")[0] - lr).abs().max()
+        )
+        for hr, lr in ((sample["hr"], sample["lr"]) for sample in (samples[k] for k in range(40)))
+    ]
+    assert 10 <= sum(error < 1e-6 for error in errors) <= 30
 
 
 @pytest.mark.parametrize("stage", ["autoencoder", "diffusion"])

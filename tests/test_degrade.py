@@ -98,7 +98,7 @@ def test_the_same_parameters_give_the_same_bits() -> None:
 
 
 def test_a_seed_fixes_the_transform() -> None:
-    transform = DegradeD(DegradationSection(), upscale=4)
+    transform = DegradeD([(DegradationSection(), 1.0)], upscale=4)
     first = transform.set_random_state(seed=5)({"hr": texture()})["lr"]
     params = transform.params
     transform({"hr": texture()})
@@ -107,6 +107,16 @@ def test_a_seed_fixes_the_transform() -> None:
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert torch.equal(first, degrade(texture(), params, 4))
+
+
+def test_a_mixture_draws_each_degradation_by_its_share() -> None:
+    shares = [(DegradationSection(), 0.25), (DEGRADATIONS["clean"], 0.75)]
+    transform = DegradeD(shares, upscale=4).set_random_state(seed=0)
+    clean = []
+    for _ in range(200):
+        transform.randomize()
+        clean.append(transform.params == DegradationParams())
+    assert 130 <= sum(clean) <= 170
 
 
 def test_a_noise_seed_changes_the_noise_alone() -> None:
@@ -233,7 +243,9 @@ def test_rounding_leaves_256_levels() -> None:
 
 
 def test_the_transform_keeps_other_entries_and_takes_other_keys() -> None:
-    transform = DegradeD(DEGRADATIONS["clean"], upscale=2, keys="truth", output_key="input")
+    transform = DegradeD(
+        [(DEGRADATIONS["clean"], 1.0)], upscale=2, keys="truth", output_key="input"
+    )
     sample = transform({"truth": texture(8, 8), "patient": "a"})
     assert sample["patient"] == "a"
     assert sample["input"].shape == (1, 4, 4)

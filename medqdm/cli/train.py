@@ -18,6 +18,10 @@ def train(
         Optional[Path],  # noqa: UP045
         typer.Option(help="Weights whose KL-VAE is used instead of training stage one."),
     ] = None,
+    start: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Weights of a whole model that stage two goes on from."),
+    ] = None,
     settings: Set = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the whole task.")] = False,
 ) -> None:
@@ -30,7 +34,7 @@ def train(
         return
     from medqdm.training.run import train as run
 
-    weights = run(chosen, data, out, autoencoder=autoencoder)
+    weights = run(chosen, data, out, autoencoder=autoencoder, start=start)
     console.print(f"weights: {weights}", soft_wrap=True)
 
 

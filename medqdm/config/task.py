@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from medqdm.config.degradation import DEGRADATIONS, DegradationSection, expand_preset
 from medqdm.config.diffusion import DiffusionSection
-from medqdm.config.fields import Section
+from medqdm.config.fields import Probability, Section
 from medqdm.config.networks import (
     RIVALS,
     AutoencoderSection,
@@ -51,6 +51,8 @@ class Task(Section):
     window: WindowSection = WindowSection()
     degradation: DegradationSection = DEGRADATIONS["paper-train"]
     """Degradation of the training data: a preset's name, or ``preset:`` and what differs."""
+    degradation_mix: dict[str, Probability] = Field(default_factory=dict)
+    """Presets that some training samples get instead of ``degradation``, each with its share."""
     test_degradation: DegradationSection = DEGRADATIONS["paper-test"]
     """Degradation of validation, ``prepare`` and ``evaluate``."""
     autoencoder: AutoencoderSection = AutoencoderSection()
@@ -69,6 +71,24 @@ class Task(Section):
             if key in data:
                 data[key] = expand_preset(data[key])
         return data
+
+    @model_validator(mode="after")
+    def _mix_fits(self) -> "Task":
+        for name in self.degradation_mix:
+            if name not in DEGRADATIONS:
+                raise ValueError(
+                    f"degradation_mix: must name presets ({', '.join(DEGRADATIONS)}), got {name!r}"
+                )
+        total = sum(self.degradation_mix.values())
+        if total > 1:
+            raise ValueError(f"degradation_mix: shares must add up to at most 1, got {total:g}")
+        return self
+
+    @property
+    def training_degradations(self) -> list[tuple[DegradationSection, float]]:
+        """Degradations of the training samples, each with its share; the task's own is first."""
+        mixed = [(DEGRADATIONS[name], share) for name, share in self.degradation_mix.items()]
+        return [(self.degradation, max(0.0, 1 - sum(share for _, share in mixed))), *mixed]
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> "Task":

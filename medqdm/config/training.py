@@ -42,8 +42,12 @@ class DiffusionTraining(Section):
     perceptual_weight: NonNegativeFloat = 0.0
     """lambda_3 of Eq. 7; needs the extra ``perceptual``."""
     image_weight: NonNegativeFloat = 0.0
-    """Weight of the decoded prediction's L1 error in [-1, 1]; above 0 the decoder is trained too,
+    """Weight of the decoded prediction's error in [-1, 1]; above 0 the decoder is trained too,
     so that it meets predicted latents, while the encoder and thus the latents stay."""
+    image_loss: Literal["l1", "l2"] = "l1"
+    """Error of the decoded prediction: absolute, whose best guess is a median and therefore too low
+    for thin bone, or squared, whose best guess is the mean. Squared errors are small numbers:
+    about 15 times the weight pulls as much."""
     first_step_share: Probability = 0.0
     """Share of the samples at the first step, T - 1, all by itself what one-step sampling takes;
     the others draw their step evenly."""
@@ -68,7 +72,9 @@ class DistillationTraining(Section):
     truth_weight: NonNegativeFloat = 1.0
     """Weight of the distance to the true latent."""
     image_weight: NonNegativeFloat = 0.0
-    """Weight of the decoded prediction's L1 error in [-1, 1]; above 0 trains the decoder too."""
+    """Weight of the decoded prediction's error in [-1, 1]; above 0 trains the decoder too."""
+    image_loss: Literal["l1", "l2"] = "l1"
+    """As in ``diffusion``."""
 
 
 class RegionTraining(Section):
@@ -102,6 +108,12 @@ class TrainingSection(Section):
     minutes: PositiveFloat | None = None
     """Minutes that each stage trains, validation apart, instead of its steps; the cosine then
     follows the clock."""
+    flips: Literal["x", "all"] = "x"
+    """Training slices are mirrored left to right by chance; all: also top to bottom, and turned by
+    a quarter, to eight views of each."""
+    shift_probability: Probability = 0.0
+    """Share of training slices that are moved by up to half their side, continued by their mirror
+    image: what tiles of a larger slice look like, which have no air around them."""
     seed: NonNegativeInt = 0
     ema_decay: Probability = 0.999
     weight_decay: NonNegativeFloat = 0.0

@@ -11,9 +11,12 @@ from monai.transforms import (
     EnsureTyped,
     MapTransform,
     RandFlipd,
+    RandomizableTransform,
+    RandRotate90d,
     RandSpatialCropd,
     Transform,
 )
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from medqdm.config import Task
@@ -68,8 +71,44 @@ class WindowD(MapTransform):
         return sample
 
 
+class RandShiftD(RandomizableTransform, MapTransform):
+    """Move an image by up to half its sides, continued by its mirror image.
+
+    Args:
+        keys: images ``(1, h, w)``.
+        prob: share of samples that are moved.
+    """
+
+    def __init__(self, keys: Sequence[str], prob: float) -> None:
+        RandomizableTransform.__init__(self, prob)
+        MapTransform.__init__(self, keys)
+        self._moves = (0.0, 0.0)
+
+    def randomize(self, data: Any = None) -> None:
+        """Draw the next move, as shares of the sides."""
+        super().randomize(data)
+        self._moves = (self.R.uniform(-0.5, 0.5), self.R.uniform(-0.5, 0.5))
+
+    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """The sample with its images moved, or as it was."""
+        self.randomize()
+        sample = dict(data)
+        if self._do_transform:
+            for key in self.key_iterator(sample):
+                for axis, move in zip((-2, -1), self._moves, strict=True):
+                    sample[key] = _moved(sample[key], axis, move)
+        return sample
+
+
+def _moved(image: Tensor, axis: int, move: float) -> Tensor:
+    length = image.shape[axis]
+    mirrored = np.pad(np.arange(length), length, mode="symmetric")
+    first = length + round(move * length)
+    return image.index_select(axis, torch.from_numpy(mirrored[first : first + length]))
+
+
 def train_transforms(task: Task, stage: Stage) -> Compose:
-    """``{"patient", "slice"}`` to a training sample: load, window, crop, flip, degrade.
+    """``{"patient", "slice"}`` to a training sample: load, window, shift, crop, flip, degrade.
 
     Args:
         task: sizes, window and ``degradation``.
@@ -79,17 +118,26 @@ def train_transforms(task: Task, stage: Stage) -> Compose:
         MedQDMError: the crop does not divide into LR pixels and latents.
     """
     crop = _crop_px(task, stage)
+    shift = task.training.shift_probability
     cropping = [RandSpatialCropd("hr", (crop, crop), random_size=False)]
     return Compose(
         [
             LoadSliceD(task.slice_px),
             WindowD(["hr"], task.hu_window),
+            *([RandShiftD(["hr"], shift)] if shift else []),
             *(cropping if crop < task.slice_px else []),
-            RandFlipd("hr", prob=0.5, spatial_axis=1),
-            DegradeD(task.degradation, upscale=task.upscale),
+            *_flips(task),
+            DegradeD(task.training_degradations, upscale=task.upscale),
             EnsureTyped(["hr", "lr"], track_meta=False),
         ]
     )
+
+
+def _flips(task: Task) -> list[Transform]:
+    flips: list[Transform] = [RandFlipd("hr", prob=0.5, spatial_axis=1)]
+    if task.training.flips == "all":
+        flips += [RandFlipd("hr", prob=0.5, spatial_axis=0), RandRotate90d("hr", prob=0.5, max_k=1)]
+    return flips
 
 
 def evaluation_transforms(task: Task) -> Compose:
@@ -98,7 +146,7 @@ def evaluation_transforms(task: Task) -> Compose:
         [
             LoadSliceD(task.slice_px),
             WindowD(["hr"], task.hu_window),
-            DegradeD(task.test_degradation, upscale=task.upscale),
+            DegradeD([(task.test_degradation, 1.0)], upscale=task.upscale),
             EnsureTyped(["hr", "lr"], track_meta=False),
         ]
     )

@@ -45,7 +45,7 @@ class SamplingModule(pl.LightningModule):
             self.engine.autoencoder.decoder.requires_grad_(True)
 
     def image_loss(self, z_0: Tensor, lr: Tensor, hr: Tensor) -> Tensor:
-        """L1 of the decoded prediction, in a random crop of the decoder's crop size."""
+        """Error of the decoded prediction, in a random crop of the decoder's crop size."""
         compression = self.task.autoencoder.compression
         side = min(self.task.training.autoencoder.crop_px, *hr.shape[-2:])
         unit = math.lcm(compression, self.task.upscale)
@@ -59,7 +59,8 @@ class SamplingModule(pl.LightningModule):
             return image[..., rows, x // pixels : (x + side) // pixels]
 
         image = self.engine.decode(crop(z_0, compression), crop(lr, self.task.upscale))
-        return functional.l1_loss(image, crop(hr, 1))
+        is_l2 = self.settings.image_loss == "l2"
+        return (functional.mse_loss if is_l2 else functional.l1_loss)(image, crop(hr, 1))
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """PSNR, SSIM and HU error of whole slices, sampled in masked mode, beside bicubic."""

@@ -24,7 +24,7 @@ from medqdm.checkpoint import Autoencoder
 from medqdm.config import Task, TrainingSection, override
 from medqdm.data import SliceDataModule, load_slices
 from medqdm.data.samples import Stage
-from medqdm.engine import Engine, autocast, is_bf16_fast
+from medqdm.engine import Engine, is_bf16_fast
 from medqdm.errors import MedQDMError
 from medqdm.models.perceptual import PerceptualDistance, load_perceptual
 from medqdm.models.transformer import QDM
@@ -32,6 +32,7 @@ from medqdm.training.autoencoder import AutoencoderModule
 from medqdm.training.clock import Clock, ClockBar
 from medqdm.training.diffusion import DiffusionModule
 from medqdm.training.distillation import DistillationModule
+from medqdm.training.latents import measure_latent_scale, measure_residual_deviation
 from medqdm.training.lightning import StepSeed, without_harmless_messages
 from medqdm.training.regions import RegionModule
 from medqdm.version import __version__
@@ -39,13 +40,18 @@ from medqdm.version import __version__
 WEIGHTS = "weights.safetensors"
 AUTOENCODER_WEIGHTS = "autoencoder.safetensors"
 START = "start.sha256"  # digest of the weights that a run began with
-SCALE_SLICES = 64  # HR slices over which the latents' variance is measured
-RESIDUAL_SAMPLES = 16  # training samples over which the residual is
 
 log = logging.getLogger(__name__)
 
 
-def train(task: Task, data: Path, out: Path, *, autoencoder: Path | None = None) -> Path:
+def train(
+    task: Task,
+    data: Path,
+    out: Path,
+    *,
+    autoencoder: Path | None = None,
+    start: Path | None = None,
+) -> Path:
     """Train a task, or go on where an earlier call with the same folder stopped.
 
     Args:
@@ -53,6 +59,7 @@ def train(task: Task, data: Path, out: Path, *, autoencoder: Path | None = None)
         data: folder of volumes, one patient per sub-folder or file.
         out: run folder; a new one, or that of the same task to resume.
         autoencoder: medqdm weights whose KL-VAE is taken instead of training stage one.
+        start: medqdm weights of a whole model that stage two goes on from, with its autoencoder.
 
     Returns:
         The exported weights, ``OUT/weights.safetensors``.
@@ -60,16 +67,23 @@ def train(task: Task, data: Path, out: Path, *, autoencoder: Path | None = None)
     Raises:
         MedQDMError: the data, the run folder or the autoencoder do not fit.
     """
+    if start is not None and autoencoder is not None:
+        raise MedQDMError(
+            "--start: its weights bring an autoencoder, got --autoencoder too; give one of both"
+        )
+    begun = None if start is None else _start_of(task, start)
     open_run(task, out)
+    if begun is not None:
+        _mark_start(out, begun)
     if (out / WEIGHTS).is_file():
         return ended(out)
     with without_harmless_messages():
         if not (out / AUTOENCODER_WEIGHTS).is_file():
-            if autoencoder is not None:
-                adopt_autoencoder(task, autoencoder, out)
+            if given := autoencoder or start:
+                adopt_autoencoder(task, given, out)
             else:
                 _train_autoencoder(task, data, out)
-        return _train_diffusion(task, data, out)
+        return _train_diffusion(task, data, out, begun)
 
 
 def distill(weights: Path, data: Path, out: Path, settings: Sequence[str] = ()) -> Path:
@@ -144,6 +158,23 @@ def _start_from(
     start = checkpoint.load(weights)
     task = override(start.task, settings)
     open_run(task, out)
+    _mark_start(out, start)
+    return task, start
+
+
+def _start_of(task: Task, weights: Path) -> checkpoint.Checkpoint:
+    """The model that a task's stage two goes on from."""
+    start = checkpoint.load(weights)
+    _qdm_of(start, weights)
+    if start.task.transformer != task.transformer:
+        raise MedQDMError(
+            f"{weights}: its transformer must have the task's settings, got "
+            f"{start.task.transformer}; take the task it was made for, or train without --start"
+        )
+    return start
+
+
+def _mark_start(out: Path, start: checkpoint.Checkpoint) -> None:
     mark = out / START
     if mark.is_file() and mark.read_text(encoding="utf-8").strip() != start.sha256:
         raise MedQDMError(
@@ -151,7 +182,6 @@ def _start_from(
             f"{START}; choose another --out, or the weights it began with"
         )
     mark.write_text(start.sha256 + "\n", encoding="utf-8")
-    return task, start
 
 
 def _qdm_of(start: checkpoint.Checkpoint, weights: Path) -> QDM:
@@ -234,13 +264,23 @@ def adopt_autoencoder(task: Task, weights: Path, out: Path) -> None:
     _export(task, loaded.autoencoder, None, record, out / AUTOENCODER_WEIGHTS)
 
 
-def _train_diffusion(task: Task, data: Path, out: Path) -> Path:
+def _train_diffusion(
+    task: Task, data: Path, out: Path, begun: checkpoint.Checkpoint | None
+) -> Path:
+    if begun is not None and task.diffusion.residual_deviation is None:
+        deviation = begun.task.diffusion.residual_deviation  # part of what its network means
+        section = task.diffusion.model_copy(update={"residual_deviation": deviation})
+        task = task.model_copy(update={"diffusion": section})
     task, stage_one, source = begin_diffusion(task, data, out)
     network = stage_one.autoencoder
     engine = Engine(task, network, checkpoint.build_qdm(task))
+    before: dict[str, Any] = {}
+    if begun is not None and begun.qdm is not None:
+        engine.qdm.load_state_dict(begun.qdm.state_dict())
+        before = {"start_sha256": begun.sha256, "before": begun.record.get("diffusion", {})}
     settings = task.training.diffusion
     module = DiffusionModule(task, engine, _perceptual(settings.perceptual_weight))
-    record = fit(task, module, source, out / "diffusion", settings.steps)
+    record = {**fit(task, module, source, out / "diffusion", settings.steps), **before}
     _export(task, network, engine.qdm, {**stage_one.record, "diffusion": record}, out / WEIGHTS)
     return out / WEIGHTS
 
@@ -401,53 +441,6 @@ def _with_residual_deviation(task: Task, network: Autoencoder, source: SliceData
     deviation = measure_residual_deviation(network, source, task)
     section = task.diffusion.model_copy(update={"residual_deviation": deviation})
     return task.model_copy(update={"diffusion": section})
-
-
-@torch.no_grad()
-def measure_residual_deviation(network: Autoencoder, source: SliceDataModule, task: Task) -> float:
-    """Root mean square of ``z_0 - z_lr`` in the refined regions of training samples.
-
-    Args:
-        network: the trained autoencoder, its latent scale in the task.
-        source: where the samples come from.
-        task: precision, threshold and window.
-    """
-    device = next(network.parameters()).device
-    engine = Engine(task, network, checkpoint.build_qdm(task)).to(device).eval()
-    squares, count = 0.0, 0
-    for sample in source.samples(RESIDUAL_SAMPLES):
-        hr, lr = sample["hr"][None].to(device), sample["lr"][None].to(device)
-        with autocast(device, task.training.precision):
-            z_0, z_lr = engine.encode(hr), engine.encode(engine.upsample(lr))
-        refined = engine.index(engine.quadtree(lr), z_lr).refined
-        squares += float((((z_0 - z_lr) ** 2) * refined).sum())
-        count += int(refined.sum()) * z_lr.shape[1]
-    deviation = round(max(squares / max(count, 1), 1e-6) ** 0.5, 4)
-    log.info("residual_deviation measured over %d slices: %s", RESIDUAL_SAMPLES, deviation)
-    return deviation
-
-
-@torch.no_grad()
-def measure_latent_scale(
-    network: Autoencoder, source: SliceDataModule, task: Task
-) -> tuple[float, ...]:
-    """The multiplier per channel that gives the latents of training slices unit variance.
-
-    Args:
-        network: the trained autoencoder.
-        source: where the slices come from.
-        task: precision and window.
-    """
-    device = next(network.parameters()).device
-    network.eval()
-    latents = []
-    with autocast(device, task.training.precision):
-        for hr in source.sample_hr(SCALE_SLICES):
-            latents.append(network.encode(hr[None].to(device)).double().transpose(0, 1).flatten(1))
-    deviations = torch.cat(latents, dim=1).std(dim=1, correction=0).clamp_min(1e-6)
-    scale = tuple(round(float(1 / deviation), 6) for deviation in deviations)
-    log.info("latent_scale measured over %d slices: %s", SCALE_SLICES, scale)
-    return scale
 
 
 def _export(

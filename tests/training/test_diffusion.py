@@ -180,7 +180,7 @@ LIGHT = "autoencoder.light={channels: 8, encoder_blocks: 1, decoder_blocks: 1}"
 
 
 @pytest.mark.parametrize("kind", [(), (LIGHT,)])
-def test_animage_loss_trains_the_decoder_too(kind: tuple[str, ...]) -> None:
+def test_an_image_loss_trains_the_decoder_too(kind: tuple[str, ...]) -> None:
     module = make(*kind, "training.diffusion.image_weight=0.5")
     loss = module.training_step(make_batch(), 0)
     logged = module.logged
@@ -198,7 +198,22 @@ def test_animage_loss_trains_the_decoder_too(kind: tuple[str, ...]) -> None:
     assert {id(p) for p in autoencoder.decoder.parameters()} <= held
 
 
-def test_theimage_loss_compares_the_same_place(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("kind", "expected"), [("l1", 0.5), ("l2", 0.25)])
+def test_the_image_loss_is_absolute_or_squared(
+    monkeypatch: pytest.MonkeyPatch, kind: str, expected: float
+) -> None:
+    module = make("training.diffusion.image_weight=1", f"training.diffusion.image_loss={kind}")
+    monkeypatch.setattr(
+        module.engine, "decode", lambda _z, lr: lr.repeat_interleave(4, 2).repeat_interleave(4, 3)
+    )
+    lr = torch.zeros(1, 1, 16, 16)
+    assert (
+        module.image_loss(torch.zeros(1, 3, 16, 16), lr, torch.full((1, 1, 64, 64), 0.5))
+        == expected
+    )
+
+
+def test_the_image_loss_compares_the_same_place(monkeypatch: pytest.MonkeyPatch) -> None:
     module = make("training.diffusion.image_weight=1", "training.autoencoder.crop_px=16")
     y, x = torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij")
     places = (16 * y + x)[None, None] / 256  # every latent another value

@@ -227,6 +227,41 @@ def test_another_autoencoder_is_refused(finished: Path, data: Path, tmp_path: Pa
         train(other, data, tmp_path / "b", autoencoder=finished / "autoencoder.safetensors")
 
 
+def test_stage_two_goes_on_from_a_whole_model(
+    finished: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a step more it is that model; another's weights do not resume it."""
+    start = finished / "weights.safetensors"
+    none = load_task("tiny", [*SHORT, "training.diffusion.steps=0"])
+    made = train(none, data, tmp_path / "none", start=start)
+    assert_same_weights(made, start)
+    record = checkpoint.load(made).record["diffusion"]
+    begun = checkpoint.load(start)
+    assert record["start_sha256"] == begun.sha256
+    assert record["before"] == begun.record["diffusion"]
+    more = load_task("tiny", [*SHORT, "training.diffusion.image_loss=l2"])
+    watched = Stop(monkeypatch, DiffusionModule, "training_step", 2)
+    with pytest.raises(KeyboardInterrupt):
+        train(more, data, tmp_path / "more", start=start)
+    assert watched.steps == [0, 1, 2]
+    with pytest.raises(MedQDMError, match="can only be resumed from its own weights"):
+        train(more, data, tmp_path / "more", start=made)
+
+
+def test_another_transformer_is_refused_as_a_start(
+    finished: Path, task: Task, data: Path, tmp_path: Path
+) -> None:
+    start = finished / "weights.safetensors"
+    other = load_task("tiny", [*SHORT, "transformer.depth=3"])
+    with pytest.raises(MedQDMError, match="its transformer must have the task's settings, got"):
+        train(other, data, tmp_path / "a", start=start)
+    with pytest.raises(MedQDMError, match="must hold a whole model, got a KL-VAE alone"):
+        train(task, data, tmp_path / "b", start=finished / "autoencoder.safetensors")
+    with pytest.raises(MedQDMError, match="got --autoencoder too; give one of both"):
+        train(task, data, tmp_path / "c", start=start, autoencoder=start)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_run_of_another_task_is_refused(task: Task, data: Path, tmp_path: Path) -> None:
     open_run(task, tmp_path / "run")
     open_run(task, tmp_path / "run")
