@@ -77,7 +77,7 @@ class SliceJob:
         canvas = task.autoencoder.latent_channels, *self._to_latent(height, width)
         correlation_mm = task.diffusion.sampler.correlation_mm
         self._noises = [SliceNoise(seed, position_mm, canvas, correlation_mm) for seed in seeds]
-        self.fuses_latents = task.autoencoder.light is not None and len(self.corners) > 1
+        self.fuses_latents = task.fuses_latents and len(self.corners) > 1
         self.z_lr: Tensor | None = None
         if self.fuses_latents:
             self._fusion = Fusion(len(seeds) * canvas[0], *canvas[1:])

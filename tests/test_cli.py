@@ -116,7 +116,8 @@ def test_prepare_then_evaluate(medqdm, weights: Path, tmp_path) -> None:
     assert code == 0, out
     assert "PSNR" in out
     names = {p.name for p in (tmp_path / "evaluation").iterdir()}
-    assert names == {"results.md", "results.json", "detail.png", "pictures.png"}
+    pictures = {"detail.png", "pictures.png", "failures.png"}
+    assert names == {"results.md", "results.json", *pictures}
 
 
 def test_import_weights(medqdm, tmp_path) -> None:

@@ -165,9 +165,8 @@ def _evaluate_weights(
         return
     preset = None if degradation is None else degradation.value
     console.print(_table_of(evaluate_weights(data, out, degradation=preset, **options)))
-    console.print(
-        f"written to {out}: results.md, results.json, detail.png, pictures.png", soft_wrap=True
-    )
+    files = "results.md, results.json, detail.png, pictures.png, failures.png"
+    console.print(f"written to {out}: {files}", soft_wrap=True)
 
 
 def _table_of(found: "Evaluation") -> Table:

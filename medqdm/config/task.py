@@ -14,6 +14,7 @@ from medqdm.config.fields import Probability, Section
 from medqdm.config.networks import (
     RIVALS,
     AutoencoderSection,
+    EDSRSection,
     QuadtreeSection,
     RivalSection,
     TransformerSection,
@@ -132,6 +133,11 @@ class Task(Section):
     def tile_lr_px(self) -> int:
         """Side of an LR tile: the one whose latent is the trained grid."""
         return self.slice_px // self.upscale
+
+    @property
+    def fuses_latents(self) -> bool:
+        """Whether tiles are fused as latents, for a decoder that looks at neighbourhoods alone."""
+        return self.autoencoder.light is not None and not isinstance(self.rival, EDSRSection)
 
     @property
     def lr_multiple(self) -> int:

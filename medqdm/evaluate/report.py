@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from medqdm import picture
-from medqdm.evaluate import detail
+from medqdm.evaluate import detail, failures
 from medqdm.evaluate.document import (
     UNITS_ARE_PATIENTS,
     cell,
@@ -40,7 +40,6 @@ _TITLES = {
     BODY: f"Body mask (largest part above {BODY_HU:g} HU, holes filled)",
     ROI: "ROI mask",
 }
-_WHITE_HU_SHARE = 0.1  # of the window: where a difference is shown white
 
 
 def write_report(
@@ -53,8 +52,8 @@ def write_report(
     """Write ``results.json``, ``results.md`` and pictures into a folder, whole or not.
 
     ``detail.png`` shows errors by tissue, spectra and what else has the truth as its measure,
-    ``pictures.png`` slices. ``results.json`` holds no NaN and no Infinity: an infinite value (the
-    PSNR of a perfect slice) is the string ``"inf"``.
+    ``pictures.png`` slices, ``failures.png`` the worst places. ``results.json`` holds no NaN and no
+    Infinity: an infinite value (the PSNR of a perfect slice) is the string ``"inf"``.
 
     Args:
         evaluation: what ``evaluate`` found.
@@ -68,6 +67,10 @@ def write_report(
     figures = {"detail.png": detail.plot(evaluation)}
     if evaluation.examples:
         figures["pictures.png"] = pictures(evaluation)
+    worst = list(evaluation.failures.values())
+    if worst:
+        name = evaluation.settings["task"]["name"]
+        figures["failures.png"] = failures.plot(worst, evaluation.window, name)
     write_document(
         out,
         NAME,
@@ -173,6 +176,8 @@ def markdown(evaluation: Evaluation, about: Mapping[str, Any]) -> str:
             lines += ["", f"## {title}", "", *_overall(evaluation, region)]
             lines += ["", *_by_patient(evaluation, region)]
     lines += ["", *detail.tissue_lines(evaluation), "", *detail.detail_lines(evaluation)]
+    if evaluation.failures:
+        lines += ["", *failures.lines(list(evaluation.failures.values()))]
     return "\n".join(lines) + "\n"
 
 
@@ -248,12 +253,12 @@ def pictures(evaluation: Evaluation) -> Figure:
         panels["reference"] = picture.to_grey(example.hr_hu, window)
         for method in (*evaluation.methods[1:2], evaluation.ours):
             panels[f"|{method} - reference|"] = _difference(
-                example.outputs[method], example.hr_hu, _WHITE_HU_SHARE * window.width_hu
+                example.outputs[method], example.hr_hu, failures.WHITE_HU_SHARE * window.width_hu
             )
         side = max(32, min(example.hr_hu.shape) // 4)
         close_up = picture.busiest_area(example.hr_hu, side)
         rows += [panels, {name: image[close_up] for name, image in panels.items()}]
-    white = _WHITE_HU_SHARE * window.width_hu
+    white = failures.WHITE_HU_SHARE * window.width_hu
     name = evaluation.settings["task"]["name"]
     return picture.grid(
         rows,

@@ -23,6 +23,8 @@ from medqdm.data import (
 )
 from medqdm.enhancer import Enhancer
 from medqdm.errors import MedQDMError
+from medqdm.evaluate import failures
+from medqdm.evaluate.failures import Failure
 from medqdm.evaluate.intervals import Interval, interval
 from medqdm.evaluate.methods import BASELINES, Interpolation, Method, Model, enhance_one
 from medqdm.evaluate.regions import RoiFolder
@@ -90,6 +92,7 @@ class Evaluation:
         scores: one for each slice, method and region that is not empty.
         examples: one slice each of the first patients, drawn by lot.
         spectra: region, method and patient to the summed power spectrum of all slices.
+        failures: patient and kind to the worst place.
     """
 
     settings: dict[str, Any]
@@ -97,6 +100,7 @@ class Evaluation:
     scores: list[Score] = field(default_factory=list)
     examples: dict[str, Example] = field(default_factory=dict)
     spectra: dict[tuple[str, str, str], Spectrum] = field(default_factory=dict)
+    failures: dict[tuple[str, str], Failure] = field(default_factory=dict)
 
     def add(self, truth: Truth, method: str, hu: Image, known: dict[str, float]) -> None:
         """Score an image on a slice.
@@ -240,7 +244,8 @@ def evaluate(
         others: methods to stand beside it, of the same factor.
         rois: masks of the region ``roi``.
         lpips: perceptual distance; it is moved to the enhancer's device.
-        num_examples: patients of whom one slice is kept to look at.
+        num_examples: patients of whom one slice is kept to look at; with any, the worst places of
+            all are kept too.
 
     Raises:
         MedQDMError: no pairs, a pair that does not fit the task's factor, a mask is missing, two
@@ -280,7 +285,7 @@ def measure(
         MedQDMError: see ``evaluate``.
     """
     check_names([method.name for method in methods])
-    lot = _Lot(found.examples, num_examples)
+    lot = _Lot(found, num_examples)
     for pair in pairs:
         check_pair(pair, task)
         if not found.scores:
@@ -299,7 +304,7 @@ def measure(
                 known["lpips"] = perceptual_distance(truth, outputs[method.name], lpips)
             found.add(truth, method.name, outputs[method.name], known)
         found.add(truth, REFERENCE, pair["hr_hu"], {})
-        lot.offer(pair, outputs)
+        lot.offer(truth, outputs)
     if not found.scores:
         raise MedQDMError(
             "evaluate: must get one pair of slices or more, got none; give volumes with slices"
@@ -353,22 +358,29 @@ def check_output(sr_hu: Image, pair: Pair, name: str) -> None:
 
 
 class _Lot:
-    """Draws one slice of each of the first patients, all of a patient's equally likely."""
+    """Keeps what is to be looked at: slices of the first patients, and the worst places of all.
 
-    def __init__(self, examples: dict[str, Example], num_patients: int) -> None:
-        self._examples = examples
+    One slice of a patient is drawn by lot, all of a patient's are equally likely.
+    """
+
+    def __init__(self, found: Evaluation, num_patients: int) -> None:
+        self._found = found
         self._num_patients = num_patients
         self._seen: dict[str, int] = {}
         self._random = np.random.default_rng(_EXAMPLE_SEED)
 
-    def offer(self, pair: Pair, outputs: dict[str, Image]) -> None:
+    def offer(self, truth: Truth, outputs: dict[str, Image]) -> None:
         """Keep the k-th slice of a patient, instead of the one before, with chance 1 / k."""
+        pair = truth.pair
         patient = pair["patient"]
+        if self._num_patients and failures.BASELINE in outputs:
+            worst = failures.find(pair, outputs, truth.body)
+            failures.keep_worst(self._found.failures, worst)
         if patient not in self._seen and len(self._seen) >= self._num_patients:
             return
         self._seen[patient] = self._seen.get(patient, 0) + 1
         if self._random.random() < 1 / self._seen[patient]:
-            self._examples[patient] = Example(pair["lr_hu"], pair["hr_hu"], outputs)
+            self._found.examples[patient] = Example(pair["lr_hu"], pair["hr_hu"], outputs)
 
 
 def check_pair(pair: Pair, task: Task) -> None:

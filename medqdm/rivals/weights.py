@@ -5,21 +5,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from medqdm import checkpoint
 from medqdm.checkpoint import Autoencoder
 from medqdm.config import EDSRSection, ResShiftSection, Task, override
 from medqdm.diffusion.policies import Cost
-from medqdm.engine import Engine, Enhanced
+from medqdm.diffusion.sampler import Noise
+from medqdm.engine import Drawn, Engine, Image
 from medqdm.enhancer import Opened, open_engine
 from medqdm.errors import MedQDMError
 from medqdm.rivals.networks import EDSR, LatentUNet
 
 
 class Regression(nn.Module):
-    """An engine without latents: one network from LR to HR images, nothing drawn.
+    """An engine whose latent is the LR image itself: one network to HR images, nothing drawn.
 
     Args:
         task: settings, with an ``edsr`` rival.
@@ -31,16 +31,36 @@ class Regression(nn.Module):
         self.task = task
         self.network = network
 
-    @torch.no_grad()
-    def enhance(self, lr: Float[Tensor, "b 1 h w"], *_noise: Any, **_where: Any) -> Enhanced:
-        """Super-resolve LR images in [-1, 1]; nothing is refined.
+    def upsample(self, lr: Image) -> Image:
+        """The image as it is: its network enlarges."""
+        return lr
+
+    def encode(self, image: Image) -> Image:
+        """The image as it is."""
+        return image
+
+    def draw(self, lr: Image, z_lr: Image, noises: Sequence[Noise], **_where: Any) -> Drawn:
+        """The LR image for each noise; nothing is refined.
 
         Args:
             lr: (b, 1, h, w) in [-1, 1], even sides.
+            z_lr: the same.
+            noises: one per draw, not heeded.
         """
         b, _, height, width = lr.shape
         nowhere = torch.zeros(b, height // 2, width // 2, dtype=torch.bool, device=lr.device)
-        return Enhanced(self.network(lr).float().clamp(-1, 1), nowhere, Cost())
+        return Drawn([z_lr] * len(noises), nowhere, Cost())
+
+    @torch.no_grad()
+    def show(self, latents: Sequence[Image], lr: Image, **_mean: Any) -> tuple[Image, Image | None]:
+        """Super-resolve LR images; draws do not differ.
+
+        Args:
+            latents: of the draws.
+            lr: (b, 1, h, w) in [-1, 1].
+        """
+        sr = self.network(lr).float().clamp(-1, 1)
+        return sr, torch.zeros_like(sr) if len(latents) > 1 else None
 
 
 def build_edsr(task: Task) -> EDSR:

@@ -400,9 +400,10 @@ def test_pairs_of_another_factor_are_refused() -> None:
 # report
 
 
-def read_report(folder: Path) -> tuple[dict[str, Any], str]:
+def read_report(folder: Path, has_failures: bool = True) -> tuple[dict[str, Any], str]:
     assert sorted(p.name for p in folder.iterdir()) == [
         "detail.png",
+        *(["failures.png"] if has_failures else []),
         "pictures.png",
         "results.json",
         "results.md",

@@ -54,6 +54,23 @@ def lr_hu(seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).uniform(-900, 900, (16, 24)).astype(np.float32)
 
 
+def test_a_regression_network_fuses_pixels_whatever_the_task_s_autoencoder(tmp_path: Path) -> None:
+    light = "autoencoder.light={channels: 16, encoder_blocks: 1, decoder_blocks: 1}"
+    outputs = []
+    for name, settings in (("kl", SMALL_EDSR), ("light", (*SMALL_EDSR, light))):
+        task = rival_task("edsr", "tiny", settings)
+        torch.manual_seed(0)
+        network = build_edsr(task)
+        randomize(network)
+        path = tmp_path / f"{name}.safetensors"
+        save(path, network, task=task, record={})
+        enhancer = Enhancer(open_any(path), device="cpu", precision="fp32", draws=2)
+        outputs.append(enhancer.enhance_slice(lr_hu()))
+    np.testing.assert_array_equal(outputs[0].hu, outputs[1].hu)
+    assert np.abs(outputs[0].hu - upsample_bicubic(lr_hu(), 4)).max() > 10
+    assert not outputs[1].deviation_hu.any()
+
+
 @pytest.mark.parametrize("upscale", [2, 4, 8])
 def test_an_untrained_edsr_is_bicubic_exactly(upscale: int) -> None:
     network = EDSR(width=12, blocks=2, upscale=upscale)
