@@ -51,6 +51,9 @@ class DiffusionTraining(Section):
     first_step_share: Probability = 0.0
     """Share of the samples at the first step, T - 1, all by itself what one-step sampling takes;
     the others draw their step evenly."""
+    mean_share: Probability = 0.0
+    """Share of the samples at the first step that start from the prior's mean, as one-step sampling
+    with ``diffusion.one_step: mean`` does."""
     region_steps_share: Probability = 0.0
     """Share of the batches in which each window stands at a step of its own, as under ``tss``."""
     mask_training: Literal["mixed", "none"] = "mixed"

@@ -171,6 +171,10 @@ class DiffusionModule(SamplingModule):
         refined = index.refined
         t = self.draw_steps(z_0)
         z_t = engine.process.diffuse(z_0, z_lr, t, torch.randn_like(z_0), refined)
+        if self.settings.mean_share > 0 and t.ndim == 1:
+            is_mean = torch.rand(len(t), device=t.device) < self.settings.mean_share
+            t = torch.where(is_mean, engine.process.schedule.num_steps - 1, t)
+            z_t = torch.where(is_mean[:, None, None, None], z_lr, z_t)
         scaled = engine.process.scale_input(z_t, t, refined)
         up, down = engine.qdm.streams(scaled, self._vectors(t, index), engine.condition(lr), index)
         base, scale = engine.frame(scaled, t, z_lr=z_lr, noisy=refined)

@@ -101,6 +101,29 @@ def test_the_loss_is_eq_6_with_the_downstream_where_refined(
     assert loss.item() == pytest.approx(0.5 * 0.01 + 2 * 0.09, rel=1e-4)
 
 
+def test_the_best_guess_learns_from_what_it_will_start_with(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = make("training.diffusion.mean_share=1")
+    batch, engine = make_batch(), module.engine
+    threshold = module.task.quadtree.threshold
+    monkeypatch.setattr(module, "draw_thresholds", lambda *_: torch.full((2,), threshold))
+    seen = []
+    real = engine.qdm.streams
+    monkeypatch.setattr(
+        engine.qdm, "streams", lambda z, t, *rest: seen.append((z, t)) or real(z, t, *rest)
+    )
+    module.training_step(batch, 0)
+    ((scaled, t),) = seen
+    assert (t == engine.process.schedule.num_steps - 1).all()
+    z_lr = engine.encode(engine.upsample(batch["lr"]))
+    refined = engine.index(engine.quadtree(batch["lr"]), z_lr).refined
+    expected = engine.process.scale_input(z_lr, t)
+    both = refined.expand_as(z_lr)
+    torch.testing.assert_close(scaled[both], expected[both])
+    assert both.any()
+
+
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_preconditioned_losses_are_in_units_of_the_guess(
     share: float, monkeypatch: pytest.MonkeyPatch
