@@ -256,8 +256,8 @@ class Engine(nn.Module):
     ) -> Drawn:
         """Sample z_0 once for each noise.
 
-        Latents that carry no noise are the first draw's in all of them. A single one is the best
-        guess instead where the task says so (``diffusion.one_step``).
+        Latents that carry no noise are the first draw's in all of them. Nothing is drawn where one
+        step gives the best guess (``diffusion.one_step``).
 
         Args:
             lr: (b, 1, h, w) in [-1, 1]; sides multiples of ``task.lr_multiple``.
@@ -272,7 +272,7 @@ class Engine(nn.Module):
         costs: list[Cost] = []
         for noise in noises:
             policy = self.policy(lr, z_lr, index, noise, tree)
-            z = self.denoise(lr, z_lr, index, noise, policy, is_draw=len(noises) > 1)
+            z = self.denoise(lr, z_lr, index, noise, policy)
             latents.append(torch.where(index.refined, z, latents[0]) if latents else z)
             costs.append(policy.cost)
         return Drawn(latents, tree.refined, costs[0])
@@ -334,8 +334,6 @@ class Engine(nn.Module):
         index: WindowIndex,
         noise: Noise,
         policy: Policy | None = None,
-        *,
-        is_draw: bool = False,
     ) -> Latent:
         """Sample z_0.
 
@@ -345,9 +343,8 @@ class Engine(nn.Module):
             index: the tokens that the downstream runs.
             noise: draw k -> standard normal like z_lr.
             policy: steps, and where the downstream runs at each; None: the task's.
-            is_draw: draw even where the task wants its best guess (``diffusion.one_step``).
         """
-        for step in self.steps(lr, z_lr, index, noise, policy, is_draw=is_draw):
+        for step in self.steps(lr, z_lr, index, noise, policy):
             z_0 = step.z_0
         return z_0
 
@@ -360,8 +357,6 @@ class Engine(nn.Module):
         noise: Noise,
         policy: Policy | None = None,
         gamma: float | None = None,
-        *,
-        is_draw: bool = False,
     ) -> Iterator[Step]:
         """Sample z_0, and show each step.
 
@@ -372,11 +367,9 @@ class Engine(nn.Module):
             noise: the same.
             policy: the same.
             gamma: 1 ancestral ... 0 deterministic; None: the task's.
-            is_draw: the same.
         """
         policy = policy or self.policy(lr, z_lr, index, noise)
-        is_guess = self.task.diffusion.one_step == "mean" and len(policy.steps) == 1
-        if is_guess and not is_draw:
+        if self.task.diffusion.one_step == "mean" and len(policy.steps) == 1:
             noise = _without_prior(noise)
         yield from sample_regions(
             self._region_denoiser(lr, z_lr, index, policy.steps),

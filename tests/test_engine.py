@@ -265,7 +265,7 @@ def test_groups_by_level_follow_the_neighbours_of_a_steady_volume(lr: torch.Tens
 
 
 def test_the_best_guess_of_one_step_is_free_of_chance(lr: torch.Tensor) -> None:
-    """It starts from z_LR; several draws, and several steps, are drawn nevertheless."""
+    """It starts from z_LR; several steps are drawn nevertheless."""
     one = ("diffusion.sampling_steps=1", "diffusion.one_step=mean")
     engine, drawing = make(*one), make(one[0])
     real = noise_of(lr)
@@ -275,10 +275,6 @@ def test_the_best_guess_of_one_step_is_free_of_chance(lr: torch.Tensor) -> None:
     assert torch.equal(guess, engine.enhance(lr, other).sr)
     assert torch.equal(guess, drawing.enhance(lr, nothing).sr)
     assert not torch.equal(guess, drawing.enhance(lr, real).sr)
-    z_lr = engine.encode(engine.upsample(lr))
-    draws = [model.draw(lr, z_lr, [real, other]).latents for model in (engine, drawing)]
-    assert all(torch.equal(a, b) for a, b in zip(*draws, strict=True))
-    assert not torch.equal(draws[0][0], draws[0][1])
     two = make("diffusion.sampling_steps=2", one[1])
     assert not torch.equal(two.enhance(lr, real).sr, two.enhance(lr, other).sr)
 

@@ -469,6 +469,23 @@ def test_tiles_leave_no_trace_where_their_latents_agree(light: Enhancer, monkeyp
     np.testing.assert_allclose(found.deviation_hu, deviation[0, 0, :160, :224].numpy(), atol=0.05)
 
 
+def test_draws_of_a_best_guess_are_real_draws(weights: Path) -> None:
+    """One step gives no two answers; several draws take four steps, and differ."""
+    guess = ["diffusion.sampling_steps=1", "diffusion.one_step=mean"]
+    options = {"device": "cpu", "precision": "fp32"}
+    four = ["diffusion.sampling_steps=4", guess[1]]
+    drawn = Enhancer(weights, overrides=guess, draws=3, **options)
+    assert drawn.task == Enhancer(weights, overrides=four, draws=3, **options).task
+    assert Enhancer(weights, overrides=guess, **options).task.diffusion.sampling_steps == 1
+    three = ["diffusion.sampling_steps=3", guess[1]]
+    assert Enhancer(weights, overrides=three, draws=2, **options).task.diffusion.sampling_steps == 3
+    torch.manual_seed(0)
+    for parameter in drawn.engine.qdm.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    found = drawn.enhance_slice(textured((1, 16, 16)).hu[0])
+    assert found.deviation_hu.max() > 1
+
+
 def test_fused_latents_do_not_depend_on_the_batch_size(light: Enhancer) -> None:
     volume = textured((3, 16, 40))
     expected = list(light.slices(volume))

@@ -116,7 +116,7 @@ class DiffusionSection(Section):
     one_step: Literal["draw", "mean"] = "draw"
     """What a single sampling step starts from: a draw of the prior, or its mean, z_LR: the
     network's best guess, on which chance has no influence (train with
-    ``training.diffusion.mean_share``). Several draws of a slice are draws in any case."""
+    ``training.diffusion.mean_share``). Several draws of a slice then take 4 steps instead."""
     residual_deviation: PositiveFloat | None = None
     """Root mean square of z_0 - z_lr where refined, which ``preconditioned`` networks start from;
     None: measured before stage two."""
