@@ -3,9 +3,10 @@
 from medqdm.evaluate.api import compare_samplers, evaluate_degradations, evaluate_weights
 from medqdm.evaluate.blocks import Block, open_blocks
 from medqdm.evaluate.budget import measure_budget
+from medqdm.evaluate.discs import Disc
 from medqdm.evaluate.intervals import Interval, interval
 from medqdm.evaluate.knob import parse_thresholds
-from medqdm.evaluate.lesions import Disc, Lesions, measure_lesions, open_cases
+from medqdm.evaluate.lesions import Lesions, measure_lesions, open_cases
 from medqdm.evaluate.methods import BASELINES, Interpolation, Method, Model, upsample_lanczos
 from medqdm.evaluate.regions import RoiFolder, body_mask
 from medqdm.evaluate.report import write_report

@@ -11,10 +11,11 @@ from matplotlib.figure import Figure
 from scipy import ndimage
 
 from medqdm import picture
-from medqdm.evaluate import lesions
+from medqdm.evaluate import discs, lesions
+from medqdm.evaluate.discs import CONTRASTS_HU, DIAMETERS_MM, KINDS, Kind
 from medqdm.evaluate.document import COLOURS, MARKERS, cell, heading, table, write_document
 from medqdm.evaluate.knob import row_name
-from medqdm.evaluate.lesions import BY_THE_DISCS, CONTRASTS_HU, DIAMETERS_MM, KINDS, Kind, Lesions
+from medqdm.evaluate.lesions import BY_THE_DISCS, Lesions
 from medqdm.window import Window
 
 NAME = "lesions"
@@ -126,7 +127,7 @@ def _percent(share: float) -> str:
 
 
 def _explanation() -> Iterator[str]:
-    low, high = lesions.RING_LR_PX
+    low, high = discs.RING_LR_PX
     yield (
         "Discs are put into flat soft tissue of the HR slices before these are degraded, far from "
         "each other, all kinds as evenly as there is room. Each method runs with and without them "

@@ -15,17 +15,16 @@ from medqdm.config import load_task
 from medqdm.data import find_patients
 from medqdm.errors import MedQDMError
 from medqdm.evaluate import Disc, Interpolation, Lesions, measure_lesions, open_cases
-from medqdm.evaluate.lesions import (
+from medqdm.evaluate.discs import (
     CONTRASTS_HU,
     DIAMETERS_MM,
     KINDS,
-    Case,
-    Recovery,
     add_discs,
     area_noise_hu,
     place_discs,
     recovered_contrast,
 )
+from medqdm.evaluate.lesions import Case, Recovery
 from medqdm.evaluate.lesions_report import markdown, verdicts, write_lesions
 from medqdm.picture import upsample_bicubic
 from medqdm.volume import Volume
