@@ -10,7 +10,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from medqdm.checkpoint import Autoencoder
-from medqdm.config import Precision, Task
+from medqdm.config import DiffusionSection, Precision, Task
 from medqdm.diffusion.policies import Cost, Policy, Regions, StepIndex, spread
 from medqdm.diffusion.process import Process
 from medqdm.diffusion.quadtree import Quadtree, threshold_for
@@ -33,7 +33,7 @@ class Enhanced(NamedTuple):
 
     Args:
         sr: (b, 1, h * upscale, w * upscale) in [-1, 1].
-        refined: (b, h / 2, w / 2), True where noise was drawn, for the downstream to resolve.
+        refined: (b, h / 2, w / 2), True where the downstream resolved detail.
         cost: what the sampling took.
     """
 
@@ -46,9 +46,9 @@ class Drawn(NamedTuple):
     """Latents that the engine drew for a batch of LR images.
 
     Args:
-        latents: z_0 of each draw, (b, c, h', w').
+        latents: z_0, (b, c, h', w') each; see ``Engine.draw``.
         refined: as in ``Enhanced``.
-        cost: what the first draw took.
+        cost: what the first one took.
     """
 
     latents: list[Latent]
@@ -256,8 +256,9 @@ class Engine(nn.Module):
     ) -> Drawn:
         """Sample z_0 once for each noise.
 
-        Latents that carry no noise are the first draw's in all of them. Nothing is drawn where one
-        step gives the best guess (``diffusion.one_step``).
+        Latents that carry no noise are the first's in all of them. Where the task's one step gives
+        the best guess (``diffusion.one_step``), one noise gives that guess, in which nothing is
+        drawn; several give the guess, and then a draw for each.
 
         Args:
             lr: (b, 1, h, w) in [-1, 1]; sides multiples of ``task.lr_multiple``.
@@ -268,10 +269,14 @@ class Engine(nn.Module):
         """
         tree = self.quadtree(lr, threshold, difficulty)
         index = self.index(tree, z_lr)
+        settings = self.task.diffusion
+        plan = [(noise, settings.for_draws) for noise in noises]
+        if settings.gives_guess:
+            plan = [(noises[0], settings), *(plan if len(plan) > 1 else [])]
         latents: list[Latent] = []
         costs: list[Cost] = []
-        for noise in noises:
-            policy = self.policy(lr, z_lr, index, noise, tree)
+        for noise, section in plan:
+            policy = self.policy(lr, z_lr, index, noise, tree, settings=section)
             z = self.denoise(lr, z_lr, index, noise, policy)
             latents.append(torch.where(index.refined, z, latents[0]) if latents else z)
             costs.append(policy.cost)
@@ -284,19 +289,31 @@ class Engine(nn.Module):
         """Decode draws.
 
         Args:
-            latents: of the draws.
+            latents: as ``draw`` gives them.
             lr: (b, 1, h, w) in [-1, 1].
-            mean: give the mean of the draws, an estimate of the posterior's, not the first.
+            mean: give the mean of the draws, an estimate of the posterior's, not the first latent.
 
         Returns:
-            The first draw (or the mean) in [-1, 1], and the standard deviation over the draws in
-            HU, how much of the output is chance; None with one draw.
+            The first latent's image (or the mean) in [-1, 1], and the standard deviation over the
+            draws in HU, how much of a draw is chance; None with one latent.
         """
-        images = torch.stack([self.decode(z, lr) for z in latents])
-        deviation = (
-            images.std(dim=0) * self.task.hu_window.hu_per_unit if len(latents) > 1 else None
+        first = self.decode(latents[0], lr)
+        if len(latents) == 1:
+            return first, None
+        # one image at a time (Welford, 1962): a whole slice's may be large
+        has_guess = self.task.diffusion.gives_guess
+        average, squares = (
+            (torch.zeros_like(first) if has_guess else first),
+            torch.zeros_like(first),
         )
-        return images.mean(dim=0) if mean else images[0], deviation
+        count = 0 if has_guess else 1
+        for z in latents[1:]:
+            image, count = self.decode(z, lr), count + 1
+            apart = image - average
+            average = average + apart / count
+            squares += apart * (image - average)
+        deviation = (squares / (count - 1)).sqrt() * self.task.hu_window.hu_per_unit
+        return average if mean else first, deviation
 
     def policy(
         self,
@@ -305,6 +322,8 @@ class Engine(nn.Module):
         index: WindowIndex,
         noise: Noise,
         tree: Quadtree | None = None,
+        *,
+        settings: DiffusionSection | None = None,
     ) -> Policy:
         """The task's policy for one call of ``denoise`` with the same arguments.
 
@@ -314,9 +333,10 @@ class Engine(nn.Module):
             index: the tokens that the downstream runs.
             noise: draw k -> standard normal like z_lr.
             tree: the quadtree of lr; None: made anew.
+            settings: instead of the task's.
         """
         return make_policy(
-            self.task.diffusion,
+            settings or self.task.diffusion,
             self.process.schedule,
             lr=lr,
             z_lr=z_lr,
@@ -370,7 +390,7 @@ class Engine(nn.Module):
         """
         policy = policy or self.policy(lr, z_lr, index, noise)
         if self.task.diffusion.one_step == "mean" and len(policy.steps) == 1:
-            noise = _without_prior(noise)
+            noise = _without_prior(noise, z_lr)
         yield from sample_regions(
             self._region_denoiser(lr, z_lr, index, policy.steps),
             self.process,
@@ -419,9 +439,9 @@ class Engine(nn.Module):
         return WindowIndex(refined[:, 0, ::PATCH, ::PATCH], packing=self.task.transformer.packing)
 
 
-def _without_prior(noise: Noise) -> Noise:
+def _without_prior(noise: Noise, z_lr: Latent) -> Noise:
     """The same noise, but for the prior's, which is zero."""
-    return lambda k: torch.zeros_like(noise(k)) if k == 0 else noise(k)
+    return lambda k: torch.zeros_like(z_lr) if k == 0 else noise(k)
 
 
 def _channels_last(image: Tensor) -> Tensor:

@@ -31,7 +31,6 @@ MOST_TILES = 64  # beyond, a larger batch only costs memory
 MEMORY_SHARE = 0.6  # of what is free: other tiles hold more detail than the measured one
 BF16_TOLERANCE_HU = 2.0  # mean absolute difference to fp32
 CHECK_LR_PX = 64  # side of the crop on which precision, speed and memory are measured
-STEPS_OF_DRAWS = 4  # where the task's one step is its best guess, in which nothing is drawn
 SLICES_AHEAD = 2  # read before the network needs them
 
 
@@ -105,7 +104,7 @@ class Enhancer:
             as its free memory holds. Halved when memory runs out.
         draws: samples per slice, with seed, seed + 1, ...: the first is the output, and from two
             on their standard deviation is given with it. Where the task's one step is its best
-            guess (``diffusion.one_step``), they take 4 steps.
+            guess (``diffusion.one_step``), the guess is the output, and draws take 4 steps.
         mean: the output is the mean of the draws instead.
 
     Attributes:
@@ -141,8 +140,6 @@ class Enhancer:
             raise MedQDMError(f"--batch-size: must be 1 tile or more, got {batch_size}")
         opened = open_engine(weights, overrides) if isinstance(weights, Path) else weights
         engine, self.record, self.sha256 = opened
-        if draws > 1:
-            engine.task = _drawing(engine.task)
         self.task: Task = engine.task
         self.device = choose_device(device)
         self.asked_precision: Precision = precision
@@ -391,7 +388,12 @@ class Enhancer:
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
-            raise self._too_large(job) from None
+            height, width = job.lr.shape
+            raise MedQDMError(
+                f"slice {job.z + 1}: a block of a slice of {width} x {height} pixels and "
+                f"{self.draws} draw(s) must fit into the memory of {self.device}, got out of "
+                "memory; close other programs, or take fewer draws"
+            ) from None
         job.show(maps, time.monotonic() - began)
 
     def _halve(self, group: "Sequence[Tile]") -> None:
@@ -425,16 +427,6 @@ class Enhancer:
         free += torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
         tiles = MEMORY_SHARE * free / (bytes_per_px * self.task.tile_lr_px**2)
         return max(1, min(MOST_TILES, int(tiles)))
-
-
-def _drawing(task: Task) -> Task:
-    """The task with steps enough to draw."""
-    diffusion = task.diffusion
-    if diffusion.one_step == "draw" or diffusion.sampling_steps != 1:
-        return task
-    steps = min(STEPS_OF_DRAWS, diffusion.num_steps)
-    section = diffusion.model_copy(update={"sampling_steps": steps})
-    return task.model_copy(update={"diffusion": section})
 
 
 def _middle(image: NDArray[np.float32], side: int) -> NDArray[np.float32]:

@@ -79,8 +79,10 @@ class SliceJob:
         self._noises = [SliceNoise(seed, position_mm, canvas, correlation_mm) for seed in seeds]
         self.fuses_latents = task.fuses_latents and len(self.corners) > 1
         self.z_lr: Tensor | None = None
+        # ``Engine.draw`` gives a guess beside several draws
+        self._num_latents = len(seeds) + (task.diffusion.gives_guess and len(seeds) > 1)
         if self.fuses_latents:
-            self._fusion = Fusion(len(seeds) * canvas[0], *canvas[1:])
+            self._fusion = Fusion(self._num_latents * canvas[0], *canvas[1:])
         else:
             self._fusion = Fusion(1 + (len(seeds) > 1), height * task.upscale, width * task.upscale)
         self._decoded: Tensor | None = None
@@ -127,7 +129,8 @@ class SliceJob:
 
         Args:
             tile: which.
-            maps: the latents of all draws (draws * c, h', w'), or pixels as ``show`` takes them.
+            maps: the latents of ``Engine.draw`` below each other (n * c, h', w'), or pixels as
+                ``show`` takes them.
             refined: (h / 2, w / 2) bool.
             seconds: it took.
         """
@@ -143,8 +146,8 @@ class SliceJob:
 
     @property
     def latents(self) -> list[Tensor]:
-        """The fused latent of each draw, (c, h', w'); once all tiles are there."""
-        return list(self._fusion.result().chunk(len(self._seeds)))
+        """The fused latents of ``Engine.draw``, (c, h', w') each; once all tiles are there."""
+        return list(self._fusion.result().chunk(self._num_latents))
 
     def show(self, maps: Tensor, seconds: float) -> None:
         """Take what was decoded of the fused latents.

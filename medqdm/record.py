@@ -72,14 +72,16 @@ def describe(enhancer: Enhancer) -> str:
     """The DICOM DerivationDescription: method, version, weights and settings; no paths."""
     task = enhancer.task
     sampler = task.diffusion.sampler
-    steps = task.diffusion.sampling_steps or task.diffusion.num_steps
+    steps = task.diffusion.for_draws.sampling_steps or task.diffusion.num_steps
     consistency = ", drawn nearer to the input" if task.diffusion.consistency else ""
     mean = f", mean of {enhancer.draws} draws" if enhancer.mean else ""
+    steps_taken = f"steps {steps}, gamma {task.diffusion.gamma:g}"
+    if task.diffusion.gives_guess and not enhancer.mean:
+        steps_taken = "one step from the prior's mean"
     return (
         f"In-plane x{task.upscale} super-resolution by a quadtree diffusion model; detail is "
         f"synthetic. medqdm {__version__}, task {task.name}, weights sha256:{enhancer.sha256}, "
-        f"seed {enhancer.seed}, sampler {sampler.name}, steps {steps}, "
-        f"gamma {task.diffusion.gamma:g}{mean}{consistency}, "
+        f"seed {enhancer.seed}, sampler {sampler.name}, {steps_taken}{mean}{consistency}, "
         f"s {task.quadtree.threshold:g} ({task.threshold_hu:g} HU), "
         f"{enhancer.device.type} {enhancer.precision}"
     )

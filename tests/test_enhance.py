@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from medqdm import checkpoint, io, metrics
-from medqdm.config import load_task
+from medqdm.config import load_task, override
 from medqdm.degrade import degrade, draw
 from medqdm.engine import Drawn
 from medqdm.enhance import enhance_series, enhance_volume
@@ -469,21 +469,46 @@ def test_tiles_leave_no_trace_where_their_latents_agree(light: Enhancer, monkeyp
     np.testing.assert_allclose(found.deviation_hu, deviation[0, 0, :160, :224].numpy(), atol=0.05)
 
 
-def test_draws_of_a_best_guess_are_real_draws(weights: Path) -> None:
-    """One step gives no two answers; several draws take four steps, and differ."""
-    guess = ["diffusion.sampling_steps=1", "diffusion.one_step=mean"]
-    options = {"device": "cpu", "precision": "fp32"}
-    four = ["diffusion.sampling_steps=4", guess[1]]
-    drawn = Enhancer(weights, overrides=guess, draws=3, **options)
-    assert drawn.task == Enhancer(weights, overrides=four, draws=3, **options).task
-    assert Enhancer(weights, overrides=guess, **options).task.diffusion.sampling_steps == 1
-    three = ["diffusion.sampling_steps=3", guess[1]]
-    assert Enhancer(weights, overrides=three, draws=2, **options).task.diffusion.sampling_steps == 3
-    torch.manual_seed(0)
-    for parameter in drawn.engine.qdm.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    found = drawn.enhance_slice(textured((1, 16, 16)).hu[0])
-    assert found.deviation_hu.max() > 1
+@pytest.mark.parametrize("size", [16, 40])
+def test_draws_stand_beside_a_best_guess(weights: Path, size: int) -> None:
+    """One step gives no two answers; draws take four steps, and their deviation is their own."""
+    everywhere = "quadtree.threshold=0"  # elsewhere draws take the guess
+    guess = ("diffusion.sampling_steps=1", "diffusion.one_step=mean", everywhere)
+    hu = textured((1, 16, size)).hu[0]
+
+    def enhance(settings: tuple[str, ...], **options: object) -> EnhancedSlice:
+        enhancer = Enhancer(weights, device="cpu", precision="fp32", overrides=settings, **options)
+        torch.manual_seed(0)
+        for parameter in enhancer.engine.qdm.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+        return enhancer.enhance_slice(hu)
+
+    plain, other_seed = enhance(guess), enhance(guess, seed=5)
+    np.testing.assert_array_equal(plain.hu, other_seed.hu)
+    three = enhance(guess, draws=3)
+    np.testing.assert_array_equal(three.hu, plain.hu)
+    four_steps = ("diffusion.sampling_steps=4", everywhere)
+    drawn = enhance(four_steps, draws=3)
+    assert drawn.deviation_hu.max() > 1
+    np.testing.assert_allclose(three.deviation_hu, drawn.deviation_hu, atol=0.01)
+    mean = enhance(guess, draws=3, mean=True)
+    np.testing.assert_allclose(mean.hu, enhance(four_steps, draws=3, mean=True).hu, atol=0.01)
+    assert np.abs(mean.hu - plain.hu).max() > 1
+
+
+@pytest.mark.parametrize("size", [16, 40])
+def test_fused_guesses_with_the_light_autoencoder(light: Enhancer, size: int) -> None:
+    volume = textured((1, 16, size))
+    task = override(light.task, ["quadtree.threshold=0"])  # elsewhere draws take the guess
+    one = task.with_diffusion(sampling_steps=1, one_step="mean")
+    four = task.with_diffusion(sampling_steps=4)
+    found = []
+    for task in (one, four):
+        light.task = light.engine.task = task
+        found.append(light.enhance_slice(volume.hu[0]))
+    assert found[1].deviation_hu.max() > 1
+    np.testing.assert_allclose(found[0].deviation_hu, found[1].deviation_hu, atol=0.01)
+    assert np.abs(found[0].hu - found[1].hu).max() > 1
 
 
 def test_fused_latents_do_not_depend_on_the_batch_size(light: Enhancer) -> None:

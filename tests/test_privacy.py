@@ -166,13 +166,8 @@ def test_a_batch_with_refusals_and_a_bug(run, ct_series, tmp_path, monkeypatch) 
 
 def test_a_network_that_fails(run, ct_series, tmp_path, monkeypatch) -> None:
     series = canary_series(ct_series, "series")
-    real = Engine.enhance
-
-    def nan(*arguments: object, **options: object) -> object:
-        done = real(*arguments, **options)
-        return done._replace(sr=done.sr * float("nan"))
-
-    monkeypatch.setattr(Engine, "enhance", nan)
+    real = Engine.decode
+    monkeypatch.setattr(Engine, "decode", lambda *arguments: real(*arguments) * float("nan"))
     code, said = run("enhance", series, "-o", tmp_path / "out")
     assert code == 2
     assert_nothing_of_the_patient(said)

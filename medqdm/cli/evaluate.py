@@ -165,7 +165,7 @@ def _evaluate_weights(
         return
     preset = None if degradation is None else degradation.value
     console.print(_table_of(evaluate_weights(data, out, degradation=preset, **options)))
-    files = "results.md, results.json, detail.png, pictures.png, failures.png"
+    files = ", ".join(["results.md", "results.json", *sorted(p.name for p in out.glob("*.png"))])
     console.print(f"written to {out}: {files}", soft_wrap=True)
 
 

@@ -98,6 +98,9 @@ class SamplerSection(Section):
     confidence each slice is grouped by itself."""
 
 
+STEPS_OF_DRAWS = 4  # where one step is the best guess
+
+
 class DiffusionSection(Section):
     """The residual-shift process and how it is sampled."""
 
@@ -116,7 +119,8 @@ class DiffusionSection(Section):
     one_step: Literal["draw", "mean"] = "draw"
     """What a single sampling step starts from: a draw of the prior, or its mean, z_LR: the
     network's best guess, on which chance has no influence (train with
-    ``training.diffusion.mean_share``). Several draws of a slice then take 4 steps instead."""
+    ``training.diffusion.mean_share``). Draws beside it, whose deviation or mean is asked for,
+    take 4 steps."""
     residual_deviation: PositiveFloat | None = None
     """Root mean square of z_0 - z_lr where refined, which ``preconditioned`` networks start from;
     None: measured before stage two."""
@@ -129,6 +133,18 @@ class DiffusionSection(Section):
     published_masking: bool = False
     """True: one input scale for all pixels and the ancestral mean outside the refined regions, as
     published weights expect; False: both follow the mask."""
+
+    @property
+    def gives_guess(self) -> bool:
+        """Whether a slice's output is the best guess of one step, in which nothing is drawn."""
+        return self.one_step == "mean" and self.sampling_steps == 1
+
+    @property
+    def for_draws(self) -> "DiffusionSection":
+        """These settings with steps enough to draw."""
+        if not self.gives_guess:
+            return self
+        return self.model_copy(update={"sampling_steps": min(STEPS_OF_DRAWS, self.num_steps)})
 
     @model_validator(mode="after")
     def _groups_fit(self) -> "DiffusionSection":

@@ -81,7 +81,7 @@ class Task(Section):
                     f"degradation_mix: must name presets ({', '.join(DEGRADATIONS)}), got {name!r}"
                 )
         total = sum(self.degradation_mix.values())
-        if total > 1:
+        if total > 1 + 1e-9:
             raise ValueError(f"degradation_mix: shares must add up to at most 1, got {total:g}")
         return self
 
@@ -89,7 +89,9 @@ class Task(Section):
     def training_degradations(self) -> list[tuple[DegradationSection, float]]:
         """Degradations of the training samples, each with its share; the task's own is first."""
         mixed = [(DEGRADATIONS[name], share) for name, share in self.degradation_mix.items()]
-        return [(self.degradation, max(0.0, 1 - sum(share for _, share in mixed))), *mixed]
+        found = [(self.degradation, max(0.0, 1 - sum(share for _, share in mixed))), *mixed]
+        total = sum(share for _, share in found)  # 1 but for rounding
+        return [(section, share / total) for section, share in found]
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> "Task":
@@ -133,6 +135,10 @@ class Task(Section):
     def tile_lr_px(self) -> int:
         """Side of an LR tile: the one whose latent is the trained grid."""
         return self.slice_px // self.upscale
+
+    def with_diffusion(self, **changes: Any) -> "Task":
+        """The task with other settings of its process or sampler, which must be valid."""
+        return self.model_copy(update={"diffusion": self.diffusion.model_copy(update=changes)})
 
     @property
     def fuses_latents(self) -> bool:

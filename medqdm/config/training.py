@@ -52,8 +52,9 @@ class DiffusionTraining(Section):
     """Share of the samples at the first step, T - 1, all by itself what one-step sampling takes;
     the others draw their step evenly."""
     mean_share: Probability = 0.0
-    """Share of the samples at the first step that start from the prior's mean, as one-step sampling
-    with ``diffusion.one_step: mean`` does."""
+    """Share of all samples that are put at the first step and start from the prior's mean, as
+    one-step sampling with ``diffusion.one_step: mean`` does; batches with a step for each region
+    have none."""
     region_steps_share: Probability = 0.0
     """Share of the batches in which each window stands at a step of its own, as under ``tss``."""
     mask_training: Literal["mixed", "none"] = "mixed"

@@ -49,7 +49,7 @@ def evaluate_weights(  # noqa: PLR0913  (all by keyword but two)
 
     Args:
         data: folder of volumes, or a set made by ``prepare``.
-        out: folder for ``results.md``, ``results.json`` and ``pictures.png``.
+        out: folder for ``results.md``, ``results.json`` and pictures.
         task: whose bundled weights to take; sr4 if neither task nor weights are given.
         weights: a weights file instead; with a task, it must be of the task's factor.
         device: see ``choose_device``.

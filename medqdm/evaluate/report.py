@@ -22,6 +22,7 @@ from medqdm.evaluate.document import (
 )
 from medqdm.evaluate.regions import BODY_HU
 from medqdm.evaluate.run import METRICS, REFERENCE, Evaluation
+from medqdm.evaluate.tissue import SHOWN
 from medqdm.evaluate.truth import BODY, FLAT, ROI, WHOLE
 
 NAME = "results"
@@ -134,6 +135,10 @@ def results(evaluation: Evaluation, about: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "settings": evaluation.settings,
         "data": {**about, "slices": evaluation.slices},
+        "failures": [
+            {k: v for k, v in vars(failure).items() if k != "panels"}
+            for failure in evaluation.failures.values()
+        ],
         "regions": {region: _region(evaluation, region) for region in evaluation.regions},
         "over_the_truths_own": detail.ratios(evaluation),
         "spectra": spectra,
@@ -152,7 +157,7 @@ def _region(evaluation: Evaluation, region: str) -> dict[str, Any]:
             if by_patient:
                 patients.setdefault(method, {})[metric] = by_patient
                 mean.setdefault(method, {})[metric] = evaluation.mean(metric, method, region)
-        for baseline in evaluation.methods[1:]:
+        for baseline in () if region in SHOWN else evaluation.methods[1:]:
             found = evaluation.difference(metric, baseline, region)
             if found is not None:
                 minus.setdefault(baseline, {})[metric] = found

@@ -29,7 +29,7 @@ from medqdm.evaluate.intervals import Interval, interval
 from medqdm.evaluate.methods import BASELINES, Interpolation, Method, Model, enhance_one
 from medqdm.evaluate.regions import RoiFolder
 from medqdm.evaluate.texture import Spectrum
-from medqdm.evaluate.tissue import as_shown
+from medqdm.evaluate.tissue import SHOWN
 from medqdm.evaluate.truth import FLAT, WHOLE, Score, Truth, perceptual_distance
 from medqdm.metrics import TISSUES
 from medqdm.models.perceptual import PerceptualDistance
@@ -38,11 +38,7 @@ from medqdm.window import Window
 
 Image = NDArray[np.float32]
 REFERENCE = "reference"  # the truth itself, where it is not perfect by definition
-BY_PIXELS = (
-    *TISSUES,
-    *map(as_shown, TISSUES),
-    FLAT,
-)  # regions whose size differs so much that slices weigh by it
+BY_PIXELS = (*TISSUES, *SHOWN, FLAT)  # regions that differ so in size that slices weigh by it
 METRICS = (
     "psnr_db",
     "ssim",

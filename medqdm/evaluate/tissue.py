@@ -19,6 +19,9 @@ def as_shown(tissue: str) -> str:
     return f"{tissue} as shown"
 
 
+SHOWN = tuple(map(as_shown, TISSUES))  # regions that differ from method to method
+
+
 def tissue_masks(hr_hu: Image, body: Mask | None = None) -> dict[str, Mask]:
     """Where an image is which tissue; tissues without a pixel are absent.
 

@@ -89,7 +89,7 @@ def decode(
         autoencoder: the network; for inference only.
         z: unscaled latent.
         lr: LR image of the same area.
-        block: side of a block in latents, a multiple of an LR pixel's.
+        block: side of a block in latents; cut to whole LR pixels.
     """
     side, upscale = autoencoder.compression, autoencoder.upscale
     whole_px = max(1, upscale // side)  # latents of an LR pixel: blocks hold whole ones
@@ -99,6 +99,7 @@ def decode(
         seen = _cut(lr, rows, columns, side, upscale)
         return autoencoder.decode(_cut(z, rows, columns, 1, 1), seen)
 
+    block = max(whole_px, block // whole_px * whole_px)
     return _assemble((z.shape[-2], z.shape[-1]), block, halo, part, side)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from medqdm.config import DiffusionSection
 from medqdm.metrics import TISSUES
 from medqdm.picture import DIFFERENCE_COLORS
 from medqdm.report.charts import along_slices, histogram, lr_consistency_hu
@@ -108,8 +109,8 @@ def _glance(content: ReportContent) -> str:
     cards = [
         (f"x{factor}", "in plane", f"{width} x {height} to {width * factor} x {height * factor} "
          f"pixels of {x / factor:.3g} x {y / factor:.3g} mm, {slices} slices"),
-        (f"{100 * figures['share_refined']:.1f} %", "refined", "of the area: detail drawn there, "
-         "cells of 2 x 2 input pixels"),
+        (f"{100 * figures['share_refined']:.1f} %", "refined", "of the area: detail resolved "
+         "there, cells of 2 x 2 input pixels"),
         (f"{figures['lr_consistency_hu']:.1f} HU", "LR consistency", "rms of the output, averaged "
          "to the input's pixels, minus the input"),
         (f"{figures['mean_shift_hu']:+.2f} HU", "mean shift", "of all pixels; by tissue below"),
@@ -236,7 +237,11 @@ def _settings(record: Mapping[str, Any]) -> str:
     precision, output = record["precision"], record["output"]
     steps = diffusion["sampling_steps"] or diffusion["num_steps"]
     draws = record["draws"]
-    written = "mean" if record["mean"] else "first"
+    is_guess = DiffusionSection.model_validate(diffusion).gives_guess
+    taken = f"{steps} step{'s' if steps > 1 else ''}, gamma {diffusion['gamma']:g}"
+    if is_guess:
+        taken = "one step from the prior's mean" + ("; draws take 4" if draws > 1 else "")
+    written = "mean" if record["mean"] else "best guess" if is_guess else "first"
     rows = [
         ("model", task["name"]),
         ("weights (SHA-256)", record["weights_sha256"]),
@@ -244,9 +249,8 @@ def _settings(record: Mapping[str, Any]) -> str:
          "outside passes by the model"),
         ("refined from", f"a range of {record['threshold_hu']:g} HU in 2 x 2 input pixels "
          f"(s = {task['quadtree']['threshold']:g})"),
-        ("sampler", f"{diffusion['sampler']['name']}, {steps} step{'s' if steps > 1 else ''}, "
-         f"gamma {diffusion['gamma']:g}"),
-        ("draws", "1" if draws == 1 else f"{draws}; the {written} is written"),
+        ("sampler", f"{diffusion['sampler']['name']}, {taken}"),
+        ("draws", str(draws) if draws == 1 else f"{draws}; the {written} is written"),
         ("drawn nearer to the input", "yes" if diffusion["consistency"] else "no"),
         ("seed", record["seed"]),
         ("device", f"{record['device']}, {precision['used']}, batches of {record['batch_size']}"),

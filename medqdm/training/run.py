@@ -40,6 +40,9 @@ from medqdm.version import __version__
 WEIGHTS = "weights.safetensors"
 AUTOENCODER_WEIGHTS = "autoencoder.safetensors"
 START = "start.sha256"  # digest of the weights that a run began with
+PROCESS = {
+    "num_steps", "kappa", "min_noise_level", "max_sqrt_eta", "power", "published_masking",
+}  # fmt: skip
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +75,9 @@ def train(
             "--start: its weights bring an autoencoder, got --autoencoder too; give one of both"
         )
     begun = None if start is None else _start_of(task, start)
+    if autoencoder is not None:
+        _check_autoencoder(task, checkpoint.load(autoencoder), autoencoder)
+    _check_start(out, begun)
     open_run(task, out)
     if begun is not None:
         _mark_start(out, begun)
@@ -105,10 +111,10 @@ def distill(weights: Path, data: Path, out: Path, settings: Sequence[str] = ()) 
     if (out / WEIGHTS).is_file():
         return ended(out)
     pl.seed_everything(task.training.seed, workers=True, verbose=False)
+    task = task.with_diffusion(one_step="draw")  # what the teacher's trajectory begins with
     engine = Engine(task, start.autoencoder, _qdm_of(start, weights))
     record = _fit_after(task, DistillationModule(task, engine), data, out, "distillation")
-    few = task.diffusion.model_copy(update={"sampling_steps": 1, "gamma": 0.0})
-    task = task.model_copy(update={"diffusion": few})
+    task = task.with_diffusion(sampling_steps=1, gamma=0.0)
     record = {**start.record, "distillation": {**record, "teacher_sha256": start.sha256}}
     _export(task, start.autoencoder, engine.qdm, record, out / WEIGHTS)
     return out / WEIGHTS
@@ -134,7 +140,9 @@ def train_gain(weights: Path, data: Path, out: Path, settings: Sequence[str] = (
         return ended(out)
     pl.seed_everything(task.training.seed, workers=True, verbose=False)
     regions = checkpoint.build_regions(task)
-    engine = Engine(task, start.autoencoder, _qdm_of(start, weights), regions)
+    # samplers that ask draw, so their networks must see draws
+    drawing = task.with_diffusion(one_step="draw")
+    engine = Engine(drawing, start.autoencoder, _qdm_of(start, weights), regions)
     record = _fit_after(task, RegionModule(task, engine), data, out, "regions")
     record = {**start.record, "regions": record}
     _export(task, start.autoencoder, engine.qdm, record, out / WEIGHTS, regions=regions)
@@ -166,12 +174,25 @@ def _start_of(task: Task, weights: Path) -> checkpoint.Checkpoint:
     """The model that a task's stage two goes on from."""
     start = checkpoint.load(weights)
     _qdm_of(start, weights)
-    if start.task.transformer != task.transformer:
-        raise MedQDMError(
-            f"{weights}: its transformer must have the task's settings, got "
-            f"{start.task.transformer}; take the task it was made for, or train without --start"
-        )
+    for section, keys in (("transformer", None), ("diffusion", PROCESS)):
+        mine, theirs = (getattr(t, section).model_dump(include=keys) for t in (task, start.task))
+        if mine != theirs:
+            raise MedQDMError(
+                f"{weights}: its {section} must have the task's settings, got {theirs}; take the "
+                "task it was made for, or train without --start"
+            )
+    _check_autoencoder(task, start, weights)
     return start
+
+
+def _check_start(out: Path, begun: checkpoint.Checkpoint | None) -> None:
+    """Refuse to resume a run with a start that it did not have, or without the one it had."""
+    if (out / "task.yaml").is_file() and (out / START).is_file() != (begun is not None):
+        had = "with" if begun is None else "without"
+        raise MedQDMError(
+            f"{out}: a run can only be resumed as it began, {had} --start, got the other; choose "
+            "another --out, or the same options"
+        )
 
 
 def _mark_start(out: Path, start: checkpoint.Checkpoint) -> None:
@@ -236,6 +257,20 @@ def _train_autoencoder(task: Task, data: Path, out: Path) -> None:
     _export(task, network, None, {"autoencoder": record}, out / AUTOENCODER_WEIGHTS)
 
 
+def _check_autoencoder(task: Task, loaded: checkpoint.Checkpoint, weights: Path) -> None:
+    """Refuse an autoencoder of other settings, window or factor than a task's."""
+    mine = task.autoencoder.model_copy(update={"latent_scale": None})
+    theirs = loaded.task.autoencoder.model_copy(update={"latent_scale": None})
+    # a light decoder is made for one factor
+    upscale_fits = task.autoencoder.light is None or task.upscale == loaded.task.upscale
+    if mine != theirs or task.hu_window != loaded.task.hu_window or not upscale_fits:
+        raise MedQDMError(
+            f"{weights}: its autoencoder must have the task's settings and window, got "
+            f"x{loaded.task.upscale}, "
+            f"{theirs} and window {loaded.task.hu_window}; train stage one anew"
+        )
+
+
 def adopt_autoencoder(task: Task, weights: Path, out: Path) -> None:
     """Take the autoencoder of other weights as a run's own.
 
@@ -248,16 +283,7 @@ def adopt_autoencoder(task: Task, weights: Path, out: Path) -> None:
         MedQDMError: the autoencoder is of other settings, window or factor.
     """
     loaded = checkpoint.load(weights)
-    mine = task.autoencoder.model_copy(update={"latent_scale": None})
-    theirs = loaded.task.autoencoder.model_copy(update={"latent_scale": None})
-    # a light decoder is made for one factor
-    upscale_fits = task.autoencoder.light is None or task.upscale == loaded.task.upscale
-    if mine != theirs or task.hu_window != loaded.task.hu_window or not upscale_fits:
-        raise MedQDMError(
-            f"{weights}: its autoencoder must have the task's settings and window, got "
-            f"x{loaded.task.upscale}, "
-            f"{theirs} and window {loaded.task.hu_window}; train stage one anew"
-        )
+    _check_autoencoder(task, loaded, weights)
     record = {"autoencoder": loaded.record.get("autoencoder", {})}
     task = _with_latent_scale(task, loaded.task.autoencoder.latent_scale or 1.0)
     task = task.model_copy(update={"rival": None})  # the autoencoder is not the rival's own
@@ -269,13 +295,13 @@ def _train_diffusion(
 ) -> Path:
     if begun is not None and task.diffusion.residual_deviation is None:
         deviation = begun.task.diffusion.residual_deviation  # part of what its network means
-        section = task.diffusion.model_copy(update={"residual_deviation": deviation})
-        task = task.model_copy(update={"diffusion": section})
+        task = task.with_diffusion(residual_deviation=deviation)
     task, stage_one, source = begin_diffusion(task, data, out)
     network = stage_one.autoencoder
     engine = Engine(task, network, checkpoint.build_qdm(task))
     before: dict[str, Any] = {}
-    if begun is not None and begun.qdm is not None:
+    if begun is not None:
+        assert begun.qdm is not None  # see _start_of
         engine.qdm.load_state_dict(begun.qdm.state_dict())
         before = {"start_sha256": begun.sha256, "before": begun.record.get("diffusion", {})}
     settings = task.training.diffusion
@@ -439,8 +465,7 @@ def _with_residual_deviation(task: Task, network: Autoencoder, source: SliceData
     if not wanted or task.diffusion.residual_deviation is not None:
         return task
     deviation = measure_residual_deviation(network, source, task)
-    section = task.diffusion.model_copy(update={"residual_deviation": deviation})
-    return task.model_copy(update={"diffusion": section})
+    return task.with_diffusion(residual_deviation=deviation)
 
 
 def _export(

@@ -246,6 +246,12 @@ def test_stage_two_goes_on_from_a_whole_model(
     assert watched.steps == [0, 1, 2]
     with pytest.raises(MedQDMError, match="can only be resumed from its own weights"):
         train(more, data, tmp_path / "more", start=made)
+    with pytest.raises(MedQDMError, match="only be resumed as it began, with --start"):
+        train(more, data, tmp_path / "more")
+    plain = tmp_path / "plain"
+    open_run(none, plain)
+    with pytest.raises(MedQDMError, match="only be resumed as it began, without --start"):
+        train(none, data, plain, start=start)
 
 
 def test_another_transformer_is_refused_as_a_start(
@@ -257,6 +263,12 @@ def test_another_transformer_is_refused_as_a_start(
         train(other, data, tmp_path / "a", start=start)
     with pytest.raises(MedQDMError, match="must hold a whole model, got a KL-VAE alone"):
         train(task, data, tmp_path / "b", start=finished / "autoencoder.safetensors")
+    for setting, what in (
+        ("diffusion.kappa=1.5", "its diffusion must have the task's settings"),
+        ("window.width_hu=400", "its autoencoder must have the task's settings and window"),
+    ):
+        with pytest.raises(MedQDMError, match=what):
+            train(load_task("tiny", [*SHORT, setting]), data, tmp_path / "d", start=start)
     with pytest.raises(MedQDMError, match="got --autoencoder too; give one of both"):
         train(task, data, tmp_path / "c", start=start, autoencoder=start)
     assert not list(tmp_path.iterdir())
