@@ -15,6 +15,7 @@ from medqdm.models.perceptual import load_perceptual
 from medqdm.rivals.networks import EDSR
 from medqdm.rivals.weights import build_edsr, build_unet, resshift_engine, save
 from medqdm.training.diffusion import DiffusionModule, log_scores
+from medqdm.training.fit import fit
 from medqdm.training.lightning import without_harmless_messages
 from medqdm.training.optimizer import check_finite, make_optimizer
 from medqdm.training.run import (
@@ -23,7 +24,6 @@ from medqdm.training.run import (
     adopt_autoencoder,
     begin_diffusion,
     ended,
-    fit,
     on_first_process,
     open_run,
 )

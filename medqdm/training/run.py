@@ -1,8 +1,6 @@
 """A training run: stage one, stage two, export; the same command resumes it."""
 
 import logging
-import platform
-import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,32 +8,24 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import yaml
-from pytorch_lightning.callbacks import (
-    EMAWeightAveraging,
-    LearningRateMonitor,
-    ModelCheckpoint,
-    RichProgressBar,
-)
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from torch import nn
 
 from medqdm import checkpoint
 from medqdm.checkpoint import Autoencoder
-from medqdm.config import Task, TrainingSection, override
-from medqdm.data import SliceDataModule, load_slices
+from medqdm.config import Task, override
+from medqdm.data import SliceDataModule
 from medqdm.data.samples import Stage
-from medqdm.engine import Engine, is_bf16_fast
+from medqdm.engine import Engine
 from medqdm.errors import MedQDMError
 from medqdm.models.perceptual import PerceptualDistance, load_perceptual
 from medqdm.models.transformer import QDM
 from medqdm.training.autoencoder import AutoencoderModule
-from medqdm.training.clock import Clock, ClockBar
 from medqdm.training.diffusion import DiffusionModule
 from medqdm.training.distillation import DistillationModule
+from medqdm.training.fit import fit
 from medqdm.training.latents import measure_latent_scale, measure_residual_deviation
-from medqdm.training.lightning import StepSeed, without_harmless_messages
+from medqdm.training.lightning import without_harmless_messages
 from medqdm.training.regions import RegionModule
-from medqdm.version import __version__
 
 WEIGHTS = "weights.safetensors"
 AUTOENCODER_WEIGHTS = "autoencoder.safetensors"
@@ -339,125 +329,6 @@ def _perceptual(weight: float) -> PerceptualDistance | None:
 def _with_latent_scale(task: Task, scale: float | tuple[float, ...]) -> Task:
     section = task.autoencoder.model_copy(update={"latent_scale": scale})
     return task.model_copy(update={"autoencoder": section})
-
-
-def fit(
-    task: Task, module: pl.LightningModule, source: SliceDataModule, folder: Path, steps: int
-) -> dict[str, Any]:
-    """Fit one stage from its last checkpoint, if it has one; the module ends with EMA weights.
-
-    Args:
-        task: its ``training`` section says how.
-        module: what to train.
-        source: the batches.
-        folder: of the stage, for checkpoints, logs and the curve.
-        steps: optimiser steps, where the task gives no minutes.
-
-    Returns:
-        The record of the stage: any JSON.
-    """
-    settings = task.training
-    last = folder / "checkpoints" / "last.ckpt"
-    averaging = EMAWeightAveraging(decay=settings.ema_decay)
-    clock = Clock(settings.minutes, folder / "curve.csv")
-    trainer = pl.Trainer(
-        max_steps=steps if settings.minutes is None else -1,
-        max_epochs=-1,
-        accelerator=settings.accelerator,
-        devices=settings.devices,
-        strategy=_strategy(settings, module),
-        precision=_lightning_precision(task),
-        accumulate_grad_batches=settings.accumulate,
-        gradient_clip_val=settings.gradient_clip or None,
-        val_check_interval=settings.validate_every * settings.accumulate,
-        check_val_every_n_epoch=None,
-        num_sanity_val_steps=0,
-        log_every_n_steps=min(10, settings.validate_every),
-        enable_model_summary=False,
-        default_root_dir=folder,
-        use_distributed_sampler=False,
-        logger=[
-            TensorBoardLogger(folder, name="tensorboard"),
-            CSVLogger(folder, name="csv"),
-        ],
-        callbacks=[
-            averaging,
-            clock,
-            StepSeed(settings.seed),
-            ModelCheckpoint(
-                dirpath=last.parent,
-                every_n_train_steps=settings.checkpoint_every,
-                save_last=True,
-                save_top_k=1,
-                enable_version_counter=False,
-            ),
-            LearningRateMonitor("step"),
-            RichProgressBar() if settings.minutes is None else ClockBar(clock),
-        ],
-    )
-    if steps > 0 or settings.minutes is not None:
-        _fit_or_interrupt(trainer, module, source, last)
-        # a run that was stopped after its last step is only loaded, and then not averaged
-        averaging.on_train_end(trainer, module)
-        trainer.save_checkpoint(last)
-    return {
-        "steps": trainer.global_step,
-        "seconds": round(clock.seconds, 1),
-        "parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
-        "batch_size": source.batch_size,
-        "seed": settings.seed,
-        "precision": str(trainer.precision),
-        "medqdm": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        **source.record(),
-        "lr_spacing_mm": _lr_spacing_mm(source, task),
-        "validation": {
-            key.removeprefix("validation/"): round(float(value), 5)
-            for key, value in trainer.callback_metrics.items()
-            if key.startswith("validation/")
-        },
-        "curve": clock.rows,
-    }
-
-
-def _fit_or_interrupt(
-    trainer: pl.Trainer, module: pl.LightningModule, source: SliceDataModule, last: Path
-) -> None:
-    try:
-        trainer.fit(module, source, ckpt_path=last if last.is_file() else None, weights_only=True)
-    except SystemExit:
-        if not trainer.interrupted:
-            raise
-        # Lightning ends the program at Ctrl+C and leaves it deaf to the next; notebooks live on
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        raise KeyboardInterrupt from None
-
-
-def _lr_spacing_mm(source: SliceDataModule, task: Task) -> list[float]:
-    """Smallest and largest LR pixel spacing that the training slices have."""
-    spacings = [load_slices(patient, task.slice_px).spacing_mm for patient in source.train_patients]
-    low, high = min(s.min() for s in spacings), max(s.max() for s in spacings)
-    return [round(float(low) * task.upscale, 4), round(float(high) * task.upscale, 4)]
-
-
-def _strategy(settings: TrainingSection, module: pl.LightningModule) -> Any:
-    if settings.strategy != "ddp":
-        return settings.strategy
-    on_gpu = settings.accelerator != "cpu" and torch.cuda.is_available()
-    return pl.strategies.DDPStrategy(
-        process_group_backend="nccl" if on_gpu else "gloo",
-        # until the adversarial term begins, the discriminator gets no gradient
-        find_unused_parameters=getattr(module, "discriminator", None) is not None,
-    )
-
-
-def _lightning_precision(task: Task) -> str:
-    settings = task.training
-    on_gpu = settings.accelerator != "cpu" and torch.cuda.is_available()
-    fast = is_bf16_fast(torch.device("cuda" if on_gpu else "cpu"))
-    bf16 = settings.precision == "bf16" or (settings.precision == "auto" and fast)
-    return "bf16-mixed" if bf16 else "32-true"
 
 
 def _with_residual_deviation(task: Task, network: Autoencoder, source: SliceDataModule) -> Task:

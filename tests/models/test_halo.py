@@ -8,30 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medqdm.models import halo
-from medqdm.models.light import LightAutoencoder
-
-
-@pytest.fixture
-def make():
-    """A small network of some factor, all of its layers at work."""
-
-    def build(upscale: int, compression: int = 4) -> LightAutoencoder:
-        torch.manual_seed(0)
-        network = LightAutoencoder(
-            image_channels=1,
-            latent_channels=3,
-            compression=compression,
-            channels=8,
-            encoder_blocks=1,
-            decoder_blocks=2,
-            upscale=upscale,
-        )
-        with torch.no_grad():
-            for parameter in network.parameters():
-                parameter.add_(0.1 * torch.randn_like(parameter))
-        return network.eval()
-
-    return build
 
 
 @given(st.integers(1, 400), st.integers(1, 100), st.integers(0, 60))

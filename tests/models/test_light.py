@@ -5,27 +5,9 @@ from torch.nn import functional
 from medqdm.models.light import LightAutoencoder
 
 
-def make(upscale: int = 4, compression: int = 4) -> LightAutoencoder:
-    """A small network whose zero-initialised parts have been woken up."""
-    torch.manual_seed(0)
-    network = LightAutoencoder(
-        image_channels=1,
-        latent_channels=3,
-        compression=compression,
-        channels=8,
-        encoder_blocks=1,
-        decoder_blocks=2,
-        upscale=upscale,
-    )
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return network.eval()
-
-
 @pytest.mark.parametrize(("upscale", "compression"), [(2, 4), (4, 4), (8, 4), (4, 8), (4, 2)])
 @torch.inference_mode()
-def test_sizes_of_every_factor(upscale, compression):
+def test_sizes_of_every_factor(make, upscale, compression):
     network = make(upscale, compression)
     image = torch.rand(2, 1, 64, 96) * 2 - 1
     lr = functional.avg_pool2d(image, upscale)
@@ -52,7 +34,7 @@ def test_untrained_decoder_gives_the_bicubic_image():
 
 @pytest.mark.parametrize("upscale", [2, 4, 8])
 @torch.inference_mode()
-def test_decoder_listens_to_latent_and_lr(upscale):
+def test_decoder_listens_to_latent_and_lr(make, upscale):
     network = make(upscale)
     z, lr = torch.randn(1, 3, 16, 16), torch.zeros(1, 1, 64 // upscale, 64 // upscale)
     base = network.decode(z, lr)
@@ -67,7 +49,7 @@ def test_decoder_listens_to_latent_and_lr(upscale):
 
 
 @torch.inference_mode()
-def test_a_pixel_depends_on_its_neighbourhood_alone():
+def test_a_pixel_depends_on_its_neighbourhood_alone(make):
     """Nothing is normalised over space: a tile with a halo decodes to the pixels of the whole."""
     network = make()
     z, lr = torch.randn(1, 3, 48, 48), torch.rand(1, 1, 48, 48)
@@ -78,7 +60,7 @@ def test_a_pixel_depends_on_its_neighbourhood_alone():
     torch.testing.assert_close(tile[..., inside, inside], whole[..., inside, inside])
 
 
-def test_posterior_spreads_and_every_parameter_learns():
+def test_posterior_spreads_and_every_parameter_learns(make):
     network = make()
     image = torch.rand(1, 1, 32, 32)
     mean, log_variance = network.moments(image)
