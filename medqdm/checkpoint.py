@@ -27,6 +27,7 @@ from medqdm.models.autoencoder import KLAutoencoder
 from medqdm.models.light import LightAutoencoder
 from medqdm.models.published import QDMSizes, convert_autoencoder, convert_qdm
 from medqdm.models.regions import RegionHeads
+from medqdm.models.spread import Spread
 from medqdm.models.transformer import QDM, SIZES, Size
 
 FORMAT = "1"  # of the metadata and the names; a reader refuses any other
@@ -55,6 +56,8 @@ class Checkpoint:
         autoencoder: the KL-VAE, float32 on the CPU, in evaluation mode.
         qdm: the transformer, likewise; None after stage one.
         regions: the networks that tell what regions bring; None without ``medqdm train-gain``.
+        spread: the networks that tell how far estimates are off; None without
+            ``medqdm train-spread``.
         record: how it was trained: any JSON.
         sha256: digest of the file, for reports.
     """
@@ -63,6 +66,7 @@ class Checkpoint:
     autoencoder: Autoencoder
     qdm: QDM | None
     regions: RegionHeads | None
+    spread: Spread | None
     record: dict[str, Any]
     sha256: str
 
@@ -137,6 +141,15 @@ def build_regions(task: Task) -> RegionHeads:
     return RegionHeads(latent_channels=task.autoencoder.latent_channels)
 
 
+def build_spread(task: Task) -> Spread:
+    """The task's networks for the spread of draws with fresh weights."""
+    return Spread(
+        latent_channels=task.autoencoder.latent_channels,
+        compression=task.autoencoder.compression,
+        num_steps=task.diffusion.num_steps,
+    )
+
+
 def save(
     path: Path,
     *,
@@ -146,6 +159,7 @@ def save(
     record: Mapping[str, Any],
     dtype: Literal["float16", "float32"],
     regions_state: State | None = None,
+    spread_state: State | None = None,
 ) -> None:
     """Write a weights file; it appears whole or not at all.
 
@@ -157,6 +171,7 @@ def save(
         record: how it was trained: any JSON.
         dtype: how numbers are stored.
         regions_state: weights of the networks for regions, if there are any.
+        spread_state: weights of the networks for the spread of draws, if there are any.
 
     Raises:
         MedQDMError: a weight is not finite or does not fit into the dtype.
@@ -168,6 +183,8 @@ def save(
         networks["qdm"] = build_qdm, qdm_state
     if regions_state is not None:
         networks["regions"] = build_regions, regions_state
+    if spread_state is not None:
+        networks["spread"] = build_spread, spread_state
     write_networks(path, networks, task=task, record=record, dtype=dtype)
 
 
@@ -237,7 +254,10 @@ def load(path: Path) -> Checkpoint:
     regions = None
     if "regions" in states:
         regions = build_from(build_regions, task, states["regions"], where=f"{where}: regions")
-    return Checkpoint(task, autoencoder, qdm, regions, record, sha256)
+    spread = None
+    if "spread" in states:
+        spread = build_from(build_spread, task, states["spread"], where=f"{where}: spread")
+    return Checkpoint(task, autoencoder, qdm, regions, spread, record, sha256)
 
 
 def read_networks(path: Path) -> Stored:

@@ -13,13 +13,21 @@ from medqdm.checkpoint import Autoencoder
 from medqdm.config import DiffusionSection, Precision, Task
 from medqdm.diffusion.policies import Cost, Policy, Regions, StepIndex, spread
 from medqdm.diffusion.process import Process
-from medqdm.diffusion.quadtree import Quadtree, threshold_for
-from medqdm.diffusion.sampler import Noise, RegionDenoiser, Step, sample_regions, step_index
+from medqdm.diffusion.quadtree import Quadtree, on_grid, threshold_for
+from medqdm.diffusion.sampler import (
+    Noise,
+    RegionDenoiser,
+    Step,
+    Variance,
+    sample_regions,
+    step_index,
+)
 from medqdm.diffusion.schedule import Schedule
 from medqdm.errors import MedQDMError
 from medqdm.models import halo, strips
 from medqdm.models.light import LightAutoencoder
 from medqdm.models.regions import RegionHeads
+from medqdm.models.spread import Spread
 from medqdm.models.transformer import QDM, Modulations, fit_condition
 from medqdm.models.windows import PATCH, WindowIndex
 from medqdm.sampling import make_policy
@@ -64,16 +72,23 @@ class Engine(nn.Module):
         autoencoder: the KL-VAE.
         qdm: the transformer.
         regions: networks that tell what regions bring, for samplers that ask.
+        spread: networks that tell how far estimates are off, for draws that vary as much.
     """
 
     def __init__(
-        self, task: Task, autoencoder: Autoencoder, qdm: QDM, regions: RegionHeads | None = None
+        self,
+        task: Task,
+        autoencoder: Autoencoder,
+        qdm: QDM,
+        regions: RegionHeads | None = None,
+        spread: Spread | None = None,
     ) -> None:
         super().__init__()
         self.task = task
         self.autoencoder = autoencoder
         self.qdm = qdm
         self.regions = regions
+        self.spread = spread
         settings = task.diffusion
         self.process = Process(
             Schedule(
@@ -212,6 +227,13 @@ class Engine(nn.Module):
         base = z_lr if prediction == "residual" else torch.zeros_like(z_lr)
         return base, torch.ones_like(z_lr)
 
+    def known_deviation(
+        self, z_lr: Latent, t: Int[Tensor, "..."], refined: Bool[Tensor, "b 1 hl wl"]
+    ) -> Latent:
+        """Deviation of z_0 around what z_t alone says of it, see ``Process.guess``."""
+        deviation = self.task.diffusion.residual_deviation or 1.0
+        return self.process.guess(z_lr, z_lr, t, deviation, refined)[1]
+
     @property
     def residual_deviation(self) -> float:
         """Root mean square of ``z_0 - z_lr`` where refined."""
@@ -284,36 +306,51 @@ class Engine(nn.Module):
 
     @torch.no_grad()
     def show(
-        self, latents: Sequence[Latent], lr: Image, *, mean: bool = False
+        self,
+        latents: Sequence[Latent],
+        lr: Image,
+        *,
+        z_lr: Latent,
+        refined: Bool[Tensor, "b hc wc"],
+        whites: Noise,
+        mean: bool = False,
     ) -> tuple[Image, Float[Tensor, "b 1 hs ws"] | None]:
-        """Decode draws.
+        """Decode draws, with the texture that latents do not hold (``diffusion.spread``).
 
         Args:
             latents: as ``draw`` gives them.
             lr: (b, 1, h, w) in [-1, 1].
+            z_lr: (b, c, h', w'), the latent of the upsampled LR image.
+            refined: as in ``Drawn``.
+            whites: draw k -> standard normal noise like the image, (b, 1, h, w).
             mean: give the mean of the draws, an estimate of the posterior's, not the first latent.
 
         Returns:
-            The first latent's image (or the mean) in [-1, 1], and the standard deviation over the
-            draws in HU, how much of a draw is chance; None with one latent.
+            The first latent's image (or the mean) in [-1, 1], and the standard deviation of draws
+            in HU, how much of a draw is chance; None with one latent. Texture is chance through
+            and through: of the mean it is no part, to the deviation it adds what is known of it.
         """
-        first = self.decode(latents[0], lr)
-        if len(latents) == 1:
-            return first, None
-        # one image at a time (Welford, 1962): a whole slice's may be large
         has_guess = self.task.diffusion.gives_guess
-        average, squares = (
-            (torch.zeros_like(first) if has_guess else first),
-            torch.zeros_like(first),
-        )
-        count = 0 if has_guess else 1
-        for z in latents[1:]:
-            image, count = self.decode(z, lr), count + 1
+        spread = self.spread if self.task.diffusion.spread else None
+        mask = _each(refined, z_lr)
+        first = self.decode(latents[0], lr)
+        shown = first
+        if spread is not None and not has_guess and not mean:
+            shown = spread.textured(first, latents[0], z_lr, mask, whites(0))
+        if len(latents) == 1:
+            return shown, None
+        # one image at a time (Welford, 1962): a whole slice's may be large
+        draws = latents[1:] if has_guess else latents
+        average, squares, left_out = (torch.zeros_like(first) for _ in range(3))
+        for count, z in enumerate(draws, start=1):
+            image = first if z is latents[0] else self.decode(z, lr)
             apart = image - average
             average = average + apart / count
             squares += apart * (image - average)
-        deviation = (squares / (count - 1)).sqrt() * self.task.hu_window.hu_per_unit
-        return average if mean else first, deviation
+            if spread is not None:
+                left_out = left_out + spread.pixel_log_variance(z, z_lr, mask).exp() / len(draws)
+        deviation = (squares / (len(draws) - 1) + left_out).sqrt() * self.task.hu_window.hu_per_unit
+        return average if mean else shown, deviation
 
     def policy(
         self,
@@ -399,7 +436,20 @@ class Engine(nn.Module):
             gamma=self.task.diffusion.gamma if gamma is None else gamma,
             noise=noise,
             refined=index.refined,
+            variance=self._variance(z_lr, index.refined),
         )
+
+    def _variance(self, z_lr: Latent, refined: Bool[Tensor, "b 1 hl wl"]) -> Variance | None:
+        network = self.spread if self.task.diffusion.spread else None
+        if network is None:
+            return None
+
+        def variance(z_0: Latent, t: StepIndex) -> Latent:
+            at = step_index(t, z_0)
+            known = self.known_deviation(z_lr, at, refined)
+            return network.log_variance(z_0, z_lr, refined, at, known).exp()
+
+        return variance
 
     def _region_denoiser(
         self, lr: Image, z_lr: Latent, index: WindowIndex, steps: Sequence[StepIndex]
@@ -442,6 +492,12 @@ class Engine(nn.Module):
 def _without_prior(noise: Noise, z_lr: Latent) -> Noise:
     """The same noise, but for the prior's, which is zero."""
     return lambda k: torch.zeros_like(z_lr) if k == 0 else noise(k)
+
+
+def _each(refined: Bool[Tensor, "b hc wc"], like: Latent) -> Bool[Tensor, "b 1 hl wl"]:
+    """Refined cells at the latents of the tokens that they refine, as in ``WindowIndex``."""
+    tokens = on_grid(refined, like.shape[-2] // PATCH, like.shape[-1] // PATCH)
+    return tokens.repeat_interleave(PATCH, 1).repeat_interleave(PATCH, 2)[:, None]
 
 
 def _channels_last(image: Tensor) -> Tensor:

@@ -84,7 +84,7 @@ def open_engine(weights: Path, overrides: Sequence[str]) -> Opened:
             "use the weights.safetensors of a finished run"
         )
     task = override(loaded.task, overrides)
-    engine = Engine(task, loaded.autoencoder, loaded.qdm, loaded.regions).eval()
+    engine = Engine(task, loaded.autoencoder, loaded.qdm, loaded.regions, loaded.spread).eval()
     # the inputs of its convolutions are channels-last (Engine), so are their weights
     engine.autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Opened(engine, loaded.record, loaded.sha256)
@@ -353,7 +353,11 @@ class Enhancer:
                 if group[0].job.fuses_latents:
                     maps = torch.cat(drawn.latents, dim=1)
                 else:
-                    maps = self._show(drawn.latents, lr)
+
+                    def white_of(draw: int) -> Tensor:
+                        return torch.stack([tile.white(draw) for tile in group])
+
+                    maps = self._show(drawn.latents, lr, z_lr, drawn.refined, white_of)
                 return maps.cpu(), drawn.refined.cpu()
         except RuntimeError as error:
             if not _is_out_of_memory(error):
@@ -371,9 +375,23 @@ class Enhancer:
                 tile.job.z_lr = encode(self.engine.upsample(whole))[0]
         return torch.stack([tile.z_lr for tile in group])
 
-    def _show(self, latents: Sequence[Tensor], lr: Tensor) -> Tensor:
+    def _show(
+        self,
+        latents: Sequence[Tensor],
+        lr: Tensor,
+        z_lr: Tensor,
+        refined: Tensor,
+        whites: Noise,
+    ) -> Tensor:
         """(b, 1, h, w) the picture; with several draws (b, 2, h, w): their deviation too."""
-        sr, deviation_hu = self.engine.show(latents, lr, mean=self.mean)
+        sr, deviation_hu = self.engine.show(
+            latents,
+            lr,
+            z_lr=z_lr,
+            refined=refined,
+            whites=lambda k: whites(k).to(self.device),
+            mean=self.mean,
+        )
         return sr if deviation_hu is None else torch.cat([sr, deviation_hu], dim=1)
 
     def _decode_fused(self, job: "SliceJob", precision: Precision) -> None:
@@ -384,7 +402,10 @@ class Enhancer:
         lr = job.lr[None, None].to(self.device)
         try:
             with autocast(self.device, precision):
-                maps = self._show([z[None].to(self.device) for z in job.latents], lr)[0].cpu()
+                latents = [z[None].to(self.device) for z in job.latents]
+                assert job.z_lr is not None  # its tiles were cut out of it
+                z_lr, refined = job.z_lr[None], job.refined[None].to(self.device)
+                maps = self._show(latents, lr, z_lr, refined, lambda k: job.white(k)[None])[0].cpu()
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise

@@ -21,6 +21,8 @@ from medqdm.diffusion.quadtree import steady
 from medqdm.engine import quadtree_of
 from medqdm.tiling import Fusion, tile_starts
 
+TEXTURE_DRAW = 10_000  # number of the noise draw that texture is made of; no step has it
+
 
 @dataclass(frozen=True, eq=False)
 class EnhancedSlice:
@@ -77,6 +79,9 @@ class SliceJob:
         canvas = task.autoencoder.latent_channels, *self._to_latent(height, width)
         correlation_mm = task.diffusion.sampler.correlation_mm
         self._noises = [SliceNoise(seed, position_mm, canvas, correlation_mm) for seed in seeds]
+        # each slice has texture of its own, as noise of a scanner has
+        pixels = 1, height * task.upscale, width * task.upscale
+        self._whites = [SliceNoise(seed, position_mm, pixels, 0.0) for seed in seeds]
         self.fuses_latents = task.fuses_latents and len(self.corners) > 1
         self.z_lr: Tensor | None = None
         # ``Engine.draw`` gives a guess beside several draws
@@ -123,6 +128,21 @@ class SliceJob:
         """What a tile has of a map (c, h', w') of the slice, its first LR pixel at (y, x)."""
         (top, left), (height, width) = self._to_latent(y, x), self._to_latent(*self.tile_shape)
         return whole[:, top : top + height, left : left + width]
+
+    def white(self, draw: int) -> Tensor:
+        """(1, h * upscale, w * upscale) standard normal, for the texture of a draw."""
+        return self._whites[draw].draw(TEXTURE_DRAW)
+
+    def tile_white(self, y: int, x: int, draw: int) -> Tensor:
+        """What the tile whose first LR pixel is (y, x) has of it."""
+        factor, (height, width) = self._task.upscale, self.tile_shape
+        rows = slice(y * factor, (y + height) * factor)
+        return self.white(draw)[:, rows, x * factor : (x + width) * factor]
+
+    @property
+    def refined(self) -> Tensor:
+        """(h / 2, w / 2) cells that tiles refined so far."""
+        return self._refined
 
     def add(self, tile: "Tile", maps: Tensor, refined: Tensor, seconds: float) -> None:
         """Take a tile's result in.
@@ -218,6 +238,10 @@ class Tile(NamedTuple):
     def noise(self, k: int, draw: int) -> Tensor:
         """Noise k of a draw, (c, h', w') on the CPU."""
         return self.job.tile_noise(self.y, self.x, k, draw)
+
+    def white(self, draw: int) -> Tensor:
+        """Noise for the texture of a draw, (1, h * upscale, w * upscale) on the CPU."""
+        return self.job.tile_white(self.y, self.x, draw)
 
 
 def steadied(jobs: "Iterable[SliceJob]", pick: Literal["max", "median"]) -> "Iterator[SliceJob]":

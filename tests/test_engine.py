@@ -289,7 +289,8 @@ def test_uncertainty_is_the_deviation_over_draws_where_noise_was(
 
     def show(**options: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         z_lr = engine.encode(engine.upsample(lr))
-        return engine.show(engine.draw(lr, z_lr, noises, **options).latents, lr)
+        drawn = engine.draw(lr, z_lr, noises, **options)
+        return engine.show(drawn.latents, lr, z_lr=z_lr, refined=drawn.refined, whites=noise_of(lr))
 
     first, deviation = show()
     assert torch.equal(first, engine.enhance(lr, noises[0]).sr)
@@ -300,7 +301,58 @@ def test_uncertainty_is_the_deviation_over_draws_where_noise_was(
     refined = engine.quadtree(lr).at(16, 32)[:, None]
     expected = torch.where(refined, 1000 * torch.stack(draws).std(dim=0), 0)
     torch.testing.assert_close(show()[1], expected)
-    assert engine.show(draws[:1], lr)[1] is None
+    few = {"z_lr": draws[0], "refined": engine.quadtree(lr).refined, "whites": noise_of(lr)}
+    assert engine.show(draws[:1], lr, **few)[1] is None
+
+
+def with_spread(*settings: str) -> Engine:
+    engine = make(*settings)
+    engine.spread = checkpoint.build_spread(engine.task)
+    return engine
+
+
+def test_spread_widens_draws_and_leaves_the_best_guess(lr: torch.Tensor) -> None:
+    one = ("diffusion.sampling_steps=1", "diffusion.one_step=mean")
+    assert torch.equal(
+        make(*one).enhance(lr, noise_of(lr)).sr, with_spread(*one).enhance(lr, noise_of(lr)).sr
+    )
+    few = ("diffusion.sampling_steps=4", "quadtree.threshold=0")
+    plain, wide = make(*few), with_spread(*few)
+    off = with_spread(*few, "diffusion.spread=false")
+    z_lr = plain.encode(plain.upsample(lr))
+    drawn = [
+        torch.stack([
+            e.draw(lr, z_lr, [lambda k, n=n: noise_of(lr)(100 * n + k)]).latents[0]
+            for n in range(20)
+        ])
+        for e in (plain, wide, off)
+    ]  # fmt: skip
+    refined = plain.quadtree(lr).at(16, 32)[:, None].expand(-1, 3, -1, -1)
+    spreads = [float(z.std(dim=0)[refined].mean()) for z in drawn]
+    assert spreads[1] > 1.05 * spreads[0]
+    assert torch.equal(drawn[0], drawn[2])
+
+
+def test_a_draw_is_shown_with_texture_and_a_mean_without(lr: torch.Tensor) -> None:
+    engine = with_spread("diffusion.sampling_steps=2")
+    z_lr = engine.encode(engine.upsample(lr))
+    noises = [lambda k, n=n: noise_of(lr)(100 * n + k) for n in range(3)]
+    drawn = engine.draw(lr, z_lr, noises)
+    generator = torch.Generator().manual_seed(8)
+    white = torch.randn(2, 1, 64, 128, generator=generator)
+    rest = {"z_lr": z_lr, "refined": drawn.refined, "whites": lambda _k: white}
+    images = [engine.decode(z, lr) for z in drawn.latents]
+    mask = drawn.refined.repeat_interleave(2, 1).repeat_interleave(2, 2)[:, None]
+    textured = engine.spread.textured(images[0], drawn.latents[0], z_lr, mask, white)
+    shown, deviation = engine.show(drawn.latents, lr, **rest)
+    assert (textured - images[0]).std() > 0
+    torch.testing.assert_close(shown, textured)
+    mean, same = engine.show(drawn.latents, lr, **rest, mean=True)
+    torch.testing.assert_close(mean, torch.stack(images).mean(dim=0))
+    assert torch.equal(same, deviation)
+    left_out = 20.0  # HU: what an untrained network gives for the pixels
+    expected = ((1000 * torch.stack(images).std(dim=0)) ** 2 + left_out**2).sqrt()
+    torch.testing.assert_close(deviation, expected, atol=1e-2, rtol=1e-3)
 
 
 def test_bicubic_upsampling_keeps_positions() -> None:

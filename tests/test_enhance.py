@@ -463,7 +463,10 @@ def test_tiles_leave_no_trace_where_their_latents_agree(light: Enhancer, monkeyp
     lr = torch.from_numpy(light.task.hu_window.normalize(hu))[None, None]
     lr = torch.nn.functional.pad(lr, (0, 8, 0, 8), mode="replicate")
     z_lr = engine.encode(engine.upsample(lr))
-    sr, deviation = engine.show([z_lr + k for k in range(3)], lr)
+    refined = engine.quadtree(lr).refined
+    sr, deviation = engine.show(
+        [z_lr + k for k in range(3)], lr, z_lr=z_lr, refined=refined, whites=None
+    )
     expected = light.task.hu_window.denormalize(sr[0, 0, :160, :224]).numpy()
     np.testing.assert_allclose(found.hu, expected, atol=0.05)
     np.testing.assert_allclose(found.deviation_hu, deviation[0, 0, :160, :224].numpy(), atol=0.05)

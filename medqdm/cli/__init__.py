@@ -25,6 +25,7 @@ for command in (
     train.train,
     train.distill,
     train.train_gain,
+    train.train_spread,
     train.train_rival,
     train.prepare,
     evaluate.evaluate,

@@ -68,6 +68,21 @@ def train_gain(
     console.print(f"weights: {grown}", soft_wrap=True)
 
 
+def train_spread(
+    data: Data,
+    out: RunFolder,
+    task: BundledTask = None,
+    weights: Weights = None,
+    settings: Set = None,
+) -> None:
+    """Add networks that tell how far estimates are off, for draws. The same command resumes."""
+    from medqdm.loading import bundled_weights
+    from medqdm.training.run import train_spread as run
+
+    grown = run(weights or bundled_weights(task or "sr4"), data, out, settings or ())
+    console.print(f"weights: {grown}", soft_wrap=True)
+
+
 class Rival(StrEnum):
     """Networks to compare with."""
 

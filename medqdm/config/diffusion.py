@@ -126,6 +126,10 @@ class DiffusionSection(Section):
     None: measured before stage two."""
     gamma: Probability = 1.0
     """1: ancestral sampling; 0: deterministic after the first noise."""
+    spread: bool = True
+    """Draws vary as much as the model errs, where the weights carry networks that know how much
+    (``medqdm train-spread``): each step's noise accounts for the error of its estimate, and the
+    picture gets the texture that latents do not hold. False: the ancestral steps alone."""
     sampler: SamplerSection = SamplerSection()
     consistency: NonNegativeInt = 0
     """Iterations of back-projection that draw the output, reduced, nearer to the input

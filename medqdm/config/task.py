@@ -103,7 +103,7 @@ class Task(Section):
                     f"training.{stage}.crop_px",
                     getattr(self.training, stage).crop_px or self.slice_px,
                 )
-                for stage in ("diffusion", "distillation", "regions")
+                for stage in ("diffusion", "distillation", "regions", "spread")
             ),
         ):
             if size % unit:

@@ -91,6 +91,16 @@ class RegionTraining(Section):
     learning_rate: PositiveFloat = 1e-3
 
 
+class SpreadTraining(Section):
+    """``medqdm train-spread``: the networks that tell how far the model's estimates are off."""
+
+    steps: NonNegativeInt = 400
+    batch_size: PositiveInt = 2
+    crop_px: PositiveInt | None = None
+    """Side of the random HR crops; None: whole slices."""
+    learning_rate: PositiveFloat = 3e-3
+
+
 class RegressionTraining(Section):
     """``medqdm train-rival edsr``: a network from LR to HR images, by its L1 error."""
 
@@ -108,6 +118,7 @@ class TrainingSection(Section):
     diffusion: DiffusionTraining = DiffusionTraining()
     distillation: DistillationTraining = DistillationTraining()
     regions: RegionTraining = RegionTraining()
+    spread: SpreadTraining = SpreadTraining()
     regression: RegressionTraining = RegressionTraining()
     minutes: PositiveFloat | None = None
     """Minutes that each stage trains, validation apart, instead of its steps; the cosine then
@@ -120,6 +131,8 @@ class TrainingSection(Section):
     image: what tiles of a larger slice look like, which have no air around them."""
     seed: NonNegativeInt = 0
     ema_decay: Probability = 0.999
+    """Share that the moving average of the weights keeps of itself at each step; less in the first
+    steps (``training.fit.Average``)."""
     weight_decay: NonNegativeFloat = 0.0
     warmup_steps: NonNegativeInt = 0
     """Steps over which the learning rate rises from 0."""

@@ -25,7 +25,7 @@ from medqdm.degrade import DegradationParams, DegradeD
 from medqdm.errors import MedQDMError
 from medqdm.window import Window
 
-Stage = Literal["autoencoder", "diffusion", "distillation", "regions", "regression"]
+Stage = Literal["autoencoder", "diffusion", "distillation", "regions", "spread", "regression"]
 _STAGES = get_args(Stage)
 
 

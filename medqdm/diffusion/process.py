@@ -87,7 +87,7 @@ class Process:
             return mean, spread
         return torch.where(refined, mean, z_lr), torch.where(refined, spread, 1.0)
 
-    def jump(
+    def jump(  # noqa: PLR0913  (one for each symbol of its equation)
         self,
         z_t: Latent,
         z_0: Latent,
@@ -98,6 +98,7 @@ class Process:
         gamma: float | Float[Tensor, "b 1 h w"],
         noise: Latent,
         refined: Refined | None = None,
+        variance: Latent | None = None,
     ) -> Latent:
         """Go from index t to any earlier index s (-1: the end), given a prediction of z_0.
 
@@ -110,6 +111,15 @@ class Process:
         step), gamma = 0 is deterministic. Unrefined regions stay at z_lr, and end at z_0.
         gamma may be a map. Regions that keep their prediction, with gamma = 0, keep their e, and
         so have the marginal of each index they pass.
+
+        That posterior takes the prediction for the truth. With ``variance``, the truth's v around
+        it, z_s varies as much more as z_0 moves it (Analytic-DPM, arXiv:2201.06503, theorem 1)::
+
+            sigma^2 + gamma^2 (1 - eta_s - (1 - eta_t) k)^2 v,    k = sqrt(kappa^2 eta_s - sigma^2)
+                                                                      / (kappa sqrt(eta_t))
+
+        Without it, few steps end with too little variance: of a latent whose truth deviates by 0.2
+        around its mean, 15 steps with a perfect denoiser keep 40 %.
         """
         eta_t, eta_s = self._at(t, z_t), self._at(s, z_t)
         kappa = self.schedule.kappa
@@ -117,7 +127,11 @@ class Process:
         e = (z_t - z_0 - eta_t * residual) / (kappa * eta_t.sqrt())
         fresh = gamma**2 * (1 - eta_s / eta_t)  # share of the noise variance that is drawn anew
         kept = kappa * (eta_s * (1 - fresh)).clamp_min(0).sqrt()
-        drawn = self._masked(kappa * (eta_s * fresh).sqrt(), refined)
+        added = kappa**2 * eta_s * fresh
+        if variance is not None:
+            moved = 1 - eta_s - (1 - eta_t) * kept / (kappa * eta_t.sqrt())
+            added = added + (gamma * moved) ** 2 * variance
+        drawn = self._masked(added.sqrt(), refined)
         z_s = z_0 + eta_s * residual + kept * e + drawn * noise
         return torch.where(eta_s == 0, z_0, self._hold(z_s, z_lr, refined))
 

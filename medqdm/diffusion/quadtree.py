@@ -78,17 +78,7 @@ class Quadtree:
         Raises:
             MedQDMError: neither a multiple nor a divisor.
         """
-        cells = self.refined.shape[1:]
-        if height % cells[0] == 0 and width % cells[1] == 0:
-            rows = self.refined.repeat_interleave(height // cells[0], dim=1)
-            return rows.repeat_interleave(width // cells[1], dim=2)
-        if cells[0] % height == 0 and cells[1] % width == 0:
-            shape = (-1, height, cells[0] // height, width, cells[1] // width)
-            return self.refined.reshape(shape).any(dim=4).any(dim=2)
-        raise MedQDMError(
-            f"quadtree: a grid must be a multiple or divisor of {tuple(cells)} cells, "
-            f"got {(height, width)}"
-        )
+        return on_grid(self.refined, height, width)
 
     @property
     def difficulty(self) -> Int[Tensor, "b h w"]:
@@ -129,6 +119,23 @@ class Quadtree:
                 stack += [(level - 1, 2 * y + j, 2 * x + i) for j in (0, 1) for i in (0, 1)]
             else:
                 yield y * side, x * side, side
+
+
+def on_grid(
+    refined: Bool[Tensor, "b h w"], height: int, width: int
+) -> Bool[Tensor, "b {height} {width}"]:
+    """Refined cells on another grid, see ``Quadtree.at``."""
+    cells = refined.shape[1:]
+    if height % cells[0] == 0 and width % cells[1] == 0:
+        rows = refined.repeat_interleave(height // cells[0], dim=1)
+        return rows.repeat_interleave(width // cells[1], dim=2)
+    if cells[0] % height == 0 and cells[1] % width == 0:
+        shape = (-1, height, cells[0] // height, width, cells[1] // width)
+        return refined.reshape(shape).any(dim=4).any(dim=2)
+    raise MedQDMError(
+        f"quadtree: a grid must be a multiple or divisor of {tuple(cells)} cells, "
+        f"got {(height, width)}"
+    )
 
 
 def steady(

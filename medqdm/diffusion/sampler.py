@@ -14,6 +14,7 @@ Latent = Float[Tensor, "b c h w"]
 Denoiser = Callable[[Latent, int], Latent]
 RegionDenoiser = Callable[[Latent, StepIndex, Regions | None], Latent]
 Noise = Callable[[int], Latent]
+Variance = Callable[[Latent, StepIndex], Latent]
 
 
 class Step(NamedTuple):
@@ -67,6 +68,7 @@ def sample_regions(
     gamma: float,
     noise: Noise,
     refined: Bool[Tensor, "b 1 h w"] | None = None,
+    variance: Variance | None = None,
 ) -> Iterator[Step]:
     """Draw z_0 with the regions that a policy asks for, yielding after each step.
 
@@ -84,6 +86,7 @@ def sample_regions(
         gamma: 1 ancestral ... 0 deterministic.
         noise: standard normal noise like z_lr for draw k: 0 is the prior's, k the k-th step's.
         refined: regions that carry noise; None means all.
+        variance: (estimate, t) -> variance of the true z_0 around it, which jumps account for.
     """
     z = process.prior(z_lr, noise(0), refined)
     first = policy.steps[0]
@@ -110,6 +113,7 @@ def sample_regions(
             z = process.jump(
                 z, z_0, z_lr, t=step_index(t, z), s=step_index(policy.steps[k + 1], z),
                 gamma=gamma if is_new is None else gamma * is_new, noise=fresh, refined=refined,
+                variance=variance(z_0, t) if variance is not None and gamma > 0 else None,
             )  # fmt: skip
         yield Step(t, z_0, z)
 

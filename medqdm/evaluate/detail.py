@@ -1,4 +1,4 @@
-"""Detail: tables and figure of errors by tissue, sharpness, texture and seams."""
+"""Detail: tables and figure of errors by tissue, sharpness, texture, seams and deviations."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from medqdm.evaluate.calibration import ERROR, VARIANCE, WITHIN
 from medqdm.evaluate.document import COLOURS, MARKERS, number, table, with_interval
 from medqdm.evaluate.intervals import Interval
 from medqdm.evaluate.run import REFERENCE, Evaluation
@@ -148,6 +149,39 @@ def _own(evaluation: Evaluation, metric: str, region: str) -> str:
     unit = {"edge_rise_mm": " mm", "sd_hu": " HU"}.get(metric, "")
     unit = unit or (" HU^2" if metric.endswith("hu2") else "")
     return "-" if found is None else f"{found.mean:.3g}{unit}"
+
+
+def calibration_lines(evaluation: Evaluation) -> Iterator[str]:
+    """The section on deviations; nothing if no method gave any."""
+    methods = [m for m in evaluation.methods if evaluation.mean(ERROR, m) is not None]
+    if not methods:
+        return
+    yield "## Deviation over draws: is the error as large?"
+    yield ""
+    yield (
+        "Root mean squares in HU of a method's errors and of the deviations that it gave with "
+        "them; if draws vary as the truth does, they are equal. Within: share of pixels whose error"
+        " is at most two deviations; 95 % were it normal. Slices weigh by their pixels in a range."
+    )
+    yield ""
+    head = ["method", "pixels", "share", "error [HU]", "deviation [HU]", "error / deviation"]
+    rows = []
+    for method in methods:
+        for region in evaluation.regions:
+            error = evaluation.mean(ERROR, method, region)
+            variance = evaluation.mean(VARIANCE, method, region)
+            if error is None or variance is None:
+                continue
+            rows.append([
+                method,
+                region,
+                f"{evaluation.share(method, region):.1%}",
+                f"{error.mean**0.5:.1f}",
+                f"{variance.mean**0.5:.1f}",
+                f"{(error.mean / max(variance.mean, 1e-12)) ** 0.5:.2f}",
+                with_interval(evaluation.mean(WITHIN, method, region), ".3f"),
+            ])  # fmt: skip
+    yield from table([*head, "within"], rows)
 
 
 def plot(evaluation: Evaluation) -> Figure:

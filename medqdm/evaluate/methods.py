@@ -71,12 +71,14 @@ class Model:
 
     Attributes:
         known: what is known of the last slice: the share that was refined.
+        deviation_hu: ``(y, x)`` of the last slice over its draws; None without draws.
     """
 
     def __init__(self, enhancer: Enhancer, name: str = OURS) -> None:
         self.enhancer = enhancer
         self.name = name
         self.known: dict[str, float] = {}
+        self.deviation_hu: Image | None = None
 
     def enhance(self, volume: Volume) -> Iterator[Image]:
         """The slices, enhanced one at a time."""
@@ -84,6 +86,7 @@ class Model:
         for z, (hu, position_mm) in enumerate(zip(volume.hu, positions, strict=True)):
             done = self.enhancer.enhance_slice(np.asarray(hu), z, position_mm=position_mm)
             self.known = {"share_refined": float(done.refined.mean())}
+            self.deviation_hu = done.deviation_hu
             yield done.hu
 
 

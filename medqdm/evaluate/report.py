@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from medqdm import picture
 from medqdm.evaluate import detail, failures
+from medqdm.evaluate.calibration import STATED
 from medqdm.evaluate.document import (
     UNITS_ARE_PATIENTS,
     cell,
@@ -157,7 +158,7 @@ def _region(evaluation: Evaluation, region: str) -> dict[str, Any]:
             if by_patient:
                 patients.setdefault(method, {})[metric] = by_patient
                 mean.setdefault(method, {})[metric] = evaluation.mean(metric, method, region)
-        for baseline in () if region in SHOWN else evaluation.methods[1:]:
+        for baseline in () if region in (*SHOWN, *STATED) else evaluation.methods[1:]:
             found = evaluation.difference(metric, baseline, region)
             if found is not None:
                 minus.setdefault(baseline, {})[metric] = found
@@ -181,6 +182,7 @@ def markdown(evaluation: Evaluation, about: Mapping[str, Any]) -> str:
             lines += ["", f"## {title}", "", *_overall(evaluation, region)]
             lines += ["", *_by_patient(evaluation, region)]
     lines += ["", *detail.tissue_lines(evaluation), "", *detail.detail_lines(evaluation)]
+    lines += ["", *detail.calibration_lines(evaluation)]
     if evaluation.failures:
         lines += ["", *failures.lines(list(evaluation.failures.values()))]
     return "\n".join(lines) + "\n"

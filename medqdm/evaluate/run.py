@@ -23,7 +23,7 @@ from medqdm.data import (
 )
 from medqdm.enhancer import Enhancer
 from medqdm.errors import MedQDMError
-from medqdm.evaluate import failures
+from medqdm.evaluate import calibration, failures
 from medqdm.evaluate.failures import Failure
 from medqdm.evaluate.intervals import Interval, interval
 from medqdm.evaluate.methods import BASELINES, Interpolation, Method, Model, enhance_one
@@ -38,7 +38,12 @@ from medqdm.window import Window
 
 Image = NDArray[np.float32]
 REFERENCE = "reference"  # the truth itself, where it is not perfect by definition
-BY_PIXELS = (*TISSUES, *SHOWN, FLAT)  # regions that differ so in size that slices weigh by it
+BY_PIXELS = (
+    *TISSUES,
+    *SHOWN,
+    *calibration.STATED,
+    FLAT,
+)  # regions that differ so in size that slices weigh by it
 METRICS = (
     "psnr_db",
     "ssim",
@@ -58,6 +63,7 @@ METRICS = (
     "seam_cell",
     "seam_window",
     "seam_tile",
+    *calibration.MEASURED,
 )
 _LIBRARIES = ("torch", "monai", "numpy", "scipy", "scikit-image", "pillow")
 _EXAMPLE_SEED = 0
@@ -98,7 +104,14 @@ class Evaluation:
     spectra: dict[tuple[str, str, str], Spectrum] = field(default_factory=dict)
     failures: dict[tuple[str, str], Failure] = field(default_factory=dict)
 
-    def add(self, truth: Truth, method: str, hu: Image, known: dict[str, float]) -> None:
+    def add(
+        self,
+        truth: Truth,
+        method: str,
+        hu: Image,
+        known: dict[str, float],
+        deviation_hu: Image | None = None,
+    ) -> None:
         """Score an image on a slice.
 
         Args:
@@ -106,12 +119,15 @@ class Evaluation:
             method: whose output; ``REFERENCE``: the truth itself.
             hu: ``(y, x)`` in HU.
             known: values of the whole slice that are known already.
+            deviation_hu: ``(y, x)`` that the method gave with it, if any.
         """
         spectra = truth.spectra(hu)
         if method == REFERENCE:
             self.scores.extend(truth.reference_scores(method, spectra))
         else:
             self.scores.extend(truth.scores(method, hu, spectra, known))
+        if deviation_hu is not None:
+            self.scores.extend(truth.calibration_scores(method, hu, deviation_hu))
         for region, found in spectra.items():
             key = (region, method, truth.pair["patient"])
             self.spectra[key] = self.spectra[key] + found if key in self.spectra else found
@@ -135,11 +151,15 @@ class Evaluation:
     @property
     def slices(self) -> dict[str, int]:
         """Patient to number of slices."""
-        counted: dict[str, int] = {}
         ours = self.ours
-        for score in self.scores:
-            if (score.method, score.region) == (ours, WHOLE):
-                counted[score.patient] = counted.get(score.patient, 0) + 1
+        found = dict.fromkeys(
+            (score.patient, score.slice)
+            for score in self.scores
+            if (score.method, score.region) == (ours, WHOLE)
+        )
+        counted: dict[str, int] = {}
+        for patient, _ in found:
+            counted[patient] = counted.get(patient, 0) + 1
         return counted
 
     def patient_means(self, metric: str, method: str, region: str = WHOLE) -> dict[str, float]:
@@ -156,6 +176,19 @@ class Evaluation:
             patient: sum(value * weight for value, weight in found) / sum(w for _, w in found)
             for patient, found in values.items()
         }
+
+    def share(self, method: str, region: str) -> float:
+        """Share of all pixels that lie in a region, 0 if the method has none there."""
+        counted = {
+            name: sum(
+                score.num_pixels
+                for score in self.scores
+                if (score.method, score.region) == (method, name)
+                and calibration.ERROR in score.values
+            )
+            for name in (region, WHOLE)
+        }
+        return counted[region] / counted[WHOLE] if counted[WHOLE] else 0.0
 
     def mean(self, metric: str, method: str, region: str = WHOLE) -> Interval | None:
         """Mean over patients with its interval; None if nothing was measured."""
@@ -293,12 +326,12 @@ def measure(
         for method in methods:
             outputs[method.name], seconds = enhance_one(method, pair["lr_hu"], pair["slice"])
             check_output(outputs[method.name], pair, method.name)
-            known = {"seconds": seconds}
+            known, deviation_hu = {"seconds": seconds}, None
             if isinstance(method, Model):
-                known |= method.known
+                known, deviation_hu = known | method.known, method.deviation_hu
             if lpips is not None:
                 known["lpips"] = perceptual_distance(truth, outputs[method.name], lpips)
-            found.add(truth, method.name, outputs[method.name], known)
+            found.add(truth, method.name, outputs[method.name], known, deviation_hu)
         found.add(truth, REFERENCE, pair["hr_hu"], {})
         lot.offer(truth, outputs)
     if not found.scores:

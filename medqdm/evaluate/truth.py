@@ -13,6 +13,7 @@ from medqdm import metrics
 from medqdm.config import Task
 from medqdm.data import Pair
 from medqdm.evaluate import texture
+from medqdm.evaluate.calibration import calibration, stated_regions
 from medqdm.evaluate.regions import body_mask
 from medqdm.evaluate.seams import Borders, borders_of, seam_ratio
 from medqdm.evaluate.texture import Spectrum
@@ -99,6 +100,21 @@ class Truth:
             BODY: texture.patches_in(self.body),
         }
         return {region: corners for region, corners in found.items() if corners}
+
+    def calibration_scores(self, method: str, sr_hu: Image, deviation_hu: Image) -> Iterator[Score]:
+        """How an output's errors compare with the deviation that it is said to have.
+
+        Args:
+            method: whose output.
+            sr_hu: ``(y, x)`` in HU.
+            deviation_hu: ``(y, x)`` in HU.
+        """
+        whole = np.ones_like(self.body)
+        regions = [(WHOLE, whole), (BODY, self.body), *self._tissues.items()]
+        for region, mask in [*regions, *stated_regions(deviation_hu)]:
+            if mask.any():
+                values = calibration(sr_hu, self.hr_hu, deviation_hu, mask)
+                yield self._score(method, region, mask.sum(), values)
 
     def scores(
         self, method: str, sr_hu: Image, spectra: dict[str, Spectrum], known: dict[str, float]

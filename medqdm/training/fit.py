@@ -8,12 +8,13 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import (
-    EMAWeightAveraging,
     LearningRateMonitor,
     ModelCheckpoint,
     RichProgressBar,
+    WeightAveraging,
 )
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from torch import Tensor
 
 from medqdm.config import Task, TrainingSection
 from medqdm.data import SliceDataModule, load_slices
@@ -21,6 +22,27 @@ from medqdm.engine import is_bf16_fast
 from medqdm.training.clock import Clock, ClockBar
 from medqdm.training.lightning import StepSeed
 from medqdm.version import __version__
+
+
+class Average:
+    """One step of a moving average of weights, over the last tenth of a run while it is short.
+
+    After n steps the average keeps ``min(decay, (1 + n) / (10 + n))`` of itself: with the decay
+    alone, a run of few hundred steps would end with weights of its beginning.
+
+    Args:
+        decay: of long runs.
+    """
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+
+    def __call__(self, average: Tensor, now: Tensor, steps: Tensor) -> Tensor:
+        """The new average; what is counted, not weighed, is as it is now."""
+        if not average.is_floating_point():
+            return now
+        kept = torch.clamp((1 + steps) / (10 + steps), max=self.decay)
+        return torch.lerp(now, average, kept.to(average.dtype))
 
 
 def fit(
@@ -40,7 +62,7 @@ def fit(
     """
     settings = task.training
     last = folder / "checkpoints" / "last.ckpt"
-    averaging = EMAWeightAveraging(decay=settings.ema_decay)
+    averaging = WeightAveraging(avg_fn=Average(settings.ema_decay))
     clock = Clock(settings.minutes, folder / "curve.csv")
     trainer = pl.Trainer(
         max_steps=steps if settings.minutes is None else -1,

@@ -26,6 +26,7 @@ from medqdm.training.fit import fit
 from medqdm.training.latents import measure_latent_scale, measure_residual_deviation
 from medqdm.training.lightning import without_harmless_messages
 from medqdm.training.regions import RegionModule
+from medqdm.training.spread import SpreadModule, measure_texture
 
 WEIGHTS = "weights.safetensors"
 AUTOENCODER_WEIGHTS = "autoencoder.safetensors"
@@ -135,7 +136,41 @@ def train_gain(weights: Path, data: Path, out: Path, settings: Sequence[str] = (
     engine = Engine(drawing, start.autoencoder, _qdm_of(start, weights), regions)
     record = _fit_after(task, RegionModule(task, engine), data, out, "regions")
     record = {**start.record, "regions": record}
-    _export(task, start.autoencoder, engine.qdm, record, out / WEIGHTS, regions=regions)
+    _export(
+        task, start.autoencoder, engine.qdm, record, out / WEIGHTS,
+        regions=regions, spread=start.spread,
+    )  # fmt: skip
+    return out / WEIGHTS
+
+
+def train_spread(weights: Path, data: Path, out: Path, settings: Sequence[str] = ()) -> Path:
+    """Add networks to a trained model that tell how far its estimates are off, or go on with it.
+
+    Args:
+        weights: of the model, which stays as it is.
+        data: as for ``train``.
+        out: run folder; a new one, or that of the same task and model to resume.
+        settings: ``key=value`` changes to the task that the weights carry.
+
+    Returns:
+        The model with the networks, ``OUT/weights.safetensors``: its draws vary as much as it errs.
+
+    Raises:
+        MedQDMError: the weights, the data or the run folder do not fit.
+    """
+    task, start = _start_from(weights, out, settings)
+    if (out / WEIGHTS).is_file():
+        return ended(out)
+    pl.seed_everything(task.training.seed, workers=True, verbose=False)
+    spread = checkpoint.build_spread(task)
+    engine = Engine(task, start.autoencoder, _qdm_of(start, weights), spread=spread)
+    record = _fit_after(task, SpreadModule(task, engine), data, out, "spread")
+    spread.filters.copy_(measure_texture(engine.eval(), SliceDataModule(task, data, "spread")))
+    record = {**start.record, "spread": record}
+    _export(
+        task, start.autoencoder, engine.qdm, record, out / WEIGHTS,
+        regions=start.regions, spread=spread,
+    )  # fmt: skip
     return out / WEIGHTS
 
 
@@ -347,6 +382,7 @@ def _export(
     path: Path,
     *,
     regions: nn.Module | None = None,
+    spread: nn.Module | None = None,
 ) -> None:
     on_first_process(
         lambda: checkpoint.save(
@@ -358,6 +394,7 @@ def _export(
             # stage two goes on from the KL-VAE, the export is what users keep
             dtype="float32" if qdm is None else "float16",
             regions_state=regions.state_dict() if regions is not None else None,
+            spread_state=spread.state_dict() if spread is not None else None,
         )
     )
 

@@ -139,3 +139,28 @@ def test_guess_is_the_posterior_of_white_noise() -> None:
     assert float(found[..., 0]) == pytest.approx(mean, abs=1e-4)
     assert float(spread[..., 0]) == pytest.approx(variance**0.5, abs=1e-4)
     assert (float(found[..., 1]), float(spread[..., 1])) == (pytest.approx(z_lr), 1.0)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0])
+def test_a_jump_with_variance_is_one_with_the_truth_drawn(gamma: float) -> None:
+    """Mean and deviation are those over jumps with z_0 + sqrt(v) e in the prediction's place."""
+    generator = torch.Generator().manual_seed(3)
+    many = 200_000
+    z_t, z_0, z_lr = (torch.full((many, 1, 1, 1), value) for value in (0.9, 0.4, -0.6))
+    fresh, apart = torch.randn(2, many, 1, 1, 1, generator=generator)
+    at = {"t": torch.full((many,), 9), "s": torch.full((many,), 4), "gamma": gamma}
+    found = PROCESS.jump(z_t, z_0, z_lr, **at, noise=fresh, variance=torch.full_like(z_0, 0.3))
+    drawn = PROCESS.jump(z_t, z_0 + 0.3**0.5 * gamma * apart, z_lr, **at, noise=fresh)
+    torch.testing.assert_close(found.mean(), drawn.mean(), atol=0.01, rtol=0)
+    torch.testing.assert_close(found.std(), drawn.std(), atol=0.01, rtol=0)
+
+
+def test_variance_adds_nothing_at_the_end_and_outside_refined_regions() -> None:
+    z_t, z_0, z_lr, noise = latents()
+    refined = torch.zeros(2, 1, 8, 8, dtype=torch.bool)
+    refined[..., :4] = True
+    rest = {"gamma": 1.0, "noise": noise, "refined": refined, "variance": torch.ones_like(z_0)}
+    out = PROCESS.jump(z_t, z_0, z_lr, t=index(9), s=index(4), **rest)
+    torch.testing.assert_close(out[..., 4:], z_lr[..., 4:], atol=0, rtol=0)
+    end = PROCESS.jump(z_t, z_0, z_lr, t=index(9), s=index(-1), **rest)
+    torch.testing.assert_close(end, z_0, atol=0, rtol=0)

@@ -1,8 +1,9 @@
 import pytest
 import torch
 
+from medqdm.diffusion.policies import Policy
 from medqdm.diffusion.process import Process
-from medqdm.diffusion.sampler import sample
+from medqdm.diffusion.sampler import sample, sample_regions
 from medqdm.diffusion.schedule import Schedule
 
 SCHEDULE = Schedule(num_steps=15, kappa=2.0, min_noise_level=0.04, max_sqrt_eta=0.99, power=0.3)
@@ -84,3 +85,35 @@ def test_the_network_sees_no_noise_outside_refined_regions() -> None:
                 refined=refined))  # fmt: skip
     torch.testing.assert_close(first[0][..., 4:], z_lr[..., 4:])
     torch.testing.assert_close(first[1][..., 4:], z_lr[..., 4:])
+
+
+@pytest.mark.parametrize("deviation", [0.2, 0.5, 1.0])
+@pytest.mark.parametrize("count", [None, 4, 2])
+def test_with_its_error_known_a_perfect_denoiser_draws_the_whole_variance(
+    count: int | None, deviation: float
+) -> None:
+    """z_0 ~ N(0, d^2), z_lr = 0: alone, few ancestral steps lose most of d^2 (Analytic-DPM)."""
+    eta, d2 = SCHEDULE.eta.float(), deviation**2
+
+    def denoise(z_t: torch.Tensor, t: int) -> torch.Tensor:
+        e = eta[t]
+        return z_t * (4 * e + 1).sqrt() * (1 - e) * d2 / ((1 - e) ** 2 * d2 + 4 * e)
+
+    def variance(z_0: torch.Tensor, t: int) -> torch.Tensor:
+        e = eta[t]
+        return torch.full_like(z_0, d2 * 4 * e / ((1 - e) ** 2 * d2 + 4 * e))
+
+    def share(**options: object) -> float:
+        shape = (1, 1, 200, 200)
+        generator = torch.Generator().manual_seed(0)
+        whole = torch.ones(1, 1, 1, dtype=torch.int64)
+        *_, last = sample_regions(
+            lambda z, t, _due: denoise(z, t), PROCESS, torch.zeros(shape),
+            policy=Policy(SCHEDULE.subset(count), whole), gamma=1.0,
+            noise=lambda _k: torch.randn(shape, generator=generator), **options,
+        )  # fmt: skip
+        return float(last.z_s.var()) / d2
+
+    assert share(variance=variance) == pytest.approx(1, abs=0.06)
+    assert share() < 0.8
+    assert share(variance=lambda z_0, _t: torch.zeros_like(z_0)) == share()

@@ -30,9 +30,11 @@ from medqdm.models.autoencoder import KLAutoencoder
 from medqdm.training.autoencoder import AutoencoderModule
 from medqdm.training.diffusion import DiffusionModule
 from medqdm.training.distillation import DistillationModule
+from medqdm.training.fit import Average
 from medqdm.training.lightning import StepSeed, without_harmless_messages
 from medqdm.training.regions import RegionModule
-from medqdm.training.run import distill, open_run, train, train_gain
+from medqdm.training.run import distill, open_run, train, train_gain, train_spread
+from medqdm.training.spread import SpreadModule, _correlations, _filter_of
 
 STEPS = 4
 SHORT = (
@@ -368,6 +370,7 @@ def test_harmless_messages_alone_are_kept_back(caplog: pytest.LogCaptureFixture)
 MORE = (
     "training.distillation={steps: 4, batch_size: 2, student_steps: 4, image_weight: 1}",
     "training.regions={steps: 4, batch_size: 2}",
+    "training.spread={steps: 4, batch_size: 2}",
     "diffusion.sampling_steps=null",
 )
 
@@ -499,3 +502,89 @@ def test_gains_are_of_error_and_of_edges(regions) -> None:
     edges = found[:, :, 1].flatten(1)
     assert (edges[:2] > 0).all()
     torch.testing.assert_close(edges[2], -edges[1])
+
+
+def test_train_spread_adds_networks_that_widen_draws(
+    finished: Path, data: Path, tmp_path: Path
+) -> None:
+    weights = finished / "weights.safetensors"
+    out = train_spread(weights, data, tmp_path / "run", MORE)
+    assert train_spread(weights, data, tmp_path / "run", MORE) == out  # it has ended
+    old, new = load_file(weights), load_file(out)
+    assert all(torch.equal(value, new[name]) for name, value in old.items())
+    assert {name.split(".")[0] for name in new.keys() - old.keys()} == {"spread"}
+    assert new["spread.filters"].square().sum(dim=(1, 2, 3)).tolist() == pytest.approx([1, 1], 1e-2)
+    hu = body(1, 9)[0].astype(np.float32)
+    few = ["diffusion.sampling_steps=4", MORE[2]]
+    plain, wide = (
+        Enhancer(out, device="cpu", draws=4, overrides=[*few, setting]).enhance_slice(hu)
+        for setting in ("diffusion.spread=false", "diffusion.spread=true")
+    )
+    assert (wide.deviation_hu > plain.deviation_hu).mean() > 0.9
+    both = train_gain(out, data, tmp_path / "both", MORE)
+    assert {name.split(".")[0] for name in load_file(both)} == {
+        "autoencoder", "qdm", "regions", "spread"
+    }  # fmt: skip
+
+
+def test_spread_learns_how_far_estimates_are_off(finished: Path, data: Path) -> None:
+    loaded = checkpoint.load(finished / "weights.safetensors")
+    task = override(
+        loaded.task, ["training.spread.learning_rate=1e-2", "training.warmup_steps=0", MORE[2]]
+    )
+    torch.manual_seed(0)
+    spread = checkpoint.build_spread(task)
+    engine = Engine(task, loaded.autoencoder, loaded.qdm, spread=spread)
+    samples = list(SliceDataModule(task, data, "spread").samples(2))
+    batch = {key: torch.stack([s[key] for s in samples]) for key in ("hr", "lr")}
+    module = SpreadModule(task, engine)
+    optimizer = module.configure_optimizers()["optimizer"]
+    for step in range(300):
+        torch.manual_seed(step)
+        found = module.likelihoods(batch)
+        optimizer.zero_grad()
+        (found["latent"] + found["pixel"]).backward()
+        optimizer.step()
+    ratios = []
+    for step in range(10):
+        torch.manual_seed(1000 + step)
+        found = module.likelihoods(batch)
+        ratios.append([float(found[f"{name}_ratio"]) for name in ("latent", "pixel")])
+    latent, pixel = np.mean(ratios, axis=0)
+    assert 0.7 < latent < 1.4  # squared errors are as large as the variances say
+    assert 0.7 < pixel < 1.4
+
+
+def test_the_texture_filter_brings_correlations_back() -> None:
+    """White noise through a known filter; the one measured on it must do the same."""
+    taps = torch.tensor([0.25, 0.5, 0.25], dtype=torch.float64)
+    kernel = (taps[:, None] * taps)[None, None]
+    white = torch.randn(
+        1, 1, 400, 400, dtype=torch.float64, generator=torch.Generator().manual_seed(2)
+    )
+    image = torch.nn.functional.conv2d(white, kernel / kernel.square().sum().sqrt())
+    ones = _correlations(torch.ones_like(image))
+    found = _filter_of(_correlations(image) / ones)
+    again = torch.nn.functional.conv2d(white, found[None].double())
+    assert float(again.var()) == pytest.approx(1, abs=0.05)
+    for dy, dx in ((0, 1), (1, 0), (1, 1), (0, 2), (0, 3)):
+        expected, measured = (
+            float((x[..., dy:, dx:] * x[..., : x.shape[2] - dy, : x.shape[3] - dx]).mean())
+            for x in (image, again)
+        )
+        assert measured == pytest.approx(expected, abs=0.05)
+
+
+def test_the_average_of_a_short_run_has_left_its_beginning() -> None:
+    """Weights that run from 0 to 1: within 100 steps a plain decay of 0.995 would be at 0.2."""
+    average, plain = torch.zeros(1), torch.zeros(1)
+    step = Average(0.995)
+    for k in range(100):
+        now = torch.full((1,), k / 99)
+        average, plain = step(average, now, torch.tensor(k)), torch.lerp(now, plain, 0.995)
+    assert float(plain) < 0.25
+    assert 0.85 < float(average) < 0.95
+    late = step(torch.zeros(1), torch.ones(1), torch.tensor(100_000))
+    assert float(late) == pytest.approx(0.005, rel=1e-3)  # then it is the decay
+    counted = torch.tensor(7)
+    assert step(torch.tensor(3), counted, torch.tensor(5)) is counted
