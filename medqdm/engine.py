@@ -227,6 +227,11 @@ class Engine(nn.Module):
         base = z_lr if prediction == "residual" else torch.zeros_like(z_lr)
         return base, torch.ones_like(z_lr)
 
+    @property
+    def spread_of_draws(self) -> Spread | None:
+        """What draws get their spread from; None if the weights or the task have none."""
+        return self.spread if self.task.diffusion.spread else None
+
     def known_deviation(
         self, z_lr: Latent, t: Int[Tensor, "..."], refined: Bool[Tensor, "b 1 hl wl"]
     ) -> Latent:
@@ -331,7 +336,7 @@ class Engine(nn.Module):
             and through: of the mean it is no part, to the deviation it adds what is known of it.
         """
         has_guess = self.task.diffusion.gives_guess
-        spread = self.spread if self.task.diffusion.spread else None
+        spread = self.spread_of_draws
         mask = _each(refined, z_lr)
         first = self.decode(latents[0], lr)
         shown = first
@@ -440,7 +445,7 @@ class Engine(nn.Module):
         )
 
     def _variance(self, z_lr: Latent, refined: Bool[Tensor, "b 1 hl wl"]) -> Variance | None:
-        network = self.spread if self.task.diffusion.spread else None
+        network = self.spread_of_draws
         if network is None:
             return None
 

@@ -78,6 +78,8 @@ def describe(enhancer: Enhancer) -> str:
     steps_taken = f"steps {steps}, gamma {task.diffusion.gamma:g}"
     if task.diffusion.gives_guess and not enhancer.mean:
         steps_taken = "one step from the prior's mean"
+    elif enhancer.engine.spread_of_draws is not None:
+        steps_taken += ", noise as strong as the model's errors"
     return (
         f"In-plane x{task.upscale} super-resolution by a quadtree diffusion model; detail is "
         f"synthetic. medqdm {__version__}, task {task.name}, weights sha256:{enhancer.sha256}, "

@@ -12,7 +12,7 @@ from medqdm.evaluate.calibration import ERROR, VARIANCE, WITHIN
 from medqdm.evaluate.document import COLOURS, MARKERS, number, table, with_interval
 from medqdm.evaluate.intervals import Interval
 from medqdm.evaluate.run import REFERENCE, Evaluation
-from medqdm.evaluate.tissue import as_shown
+from medqdm.evaluate.tissue import as_shown, deep_in
 from medqdm.evaluate.truth import BODY, FLAT, WHOLE
 from medqdm.metrics import TISSUES
 
@@ -53,17 +53,20 @@ def tissue_lines(evaluation: Evaluation) -> Iterator[str]:
         + "; ".join(f"{name} {_range(*bounds)}" for name, bounds in TISSUES.items())
         + "; all but air inside the body. Slices weigh by their pixels of the tissue. Where the "
         "truth is an extreme even the best estimate leans to the middle, since the input leaves "
-        "open how extreme it is. Bias as shown: the same where the output itself is the tissue; 0 "
+        "open how extreme it is; inside: where the border is farther than an input pixel, so that "
+        "the input shows the tissue alone. Bias as shown: where the output itself is the tissue; 0 "
         "for an estimate that can be taken at its word."
     )
     yield ""
     found = [name for name in TISSUES if name in evaluation.regions]
-    head = ["tissue", "method", "bias [HU]", "MAE [HU]", "bias as shown [HU]"]
+    head = ["tissue", "method", "bias [HU]", "bias inside [HU]", "MAE [HU]"]
+    head += ["bias as shown [HU]"]
     rows = [
         [
             tissue,
             method,
             with_interval(evaluation.mean("bias_hu", method, tissue), "+.2f"),
+            with_interval(evaluation.mean("bias_hu", method, deep_in(tissue)), "+.2f"),
             with_interval(evaluation.mean("mae_hu", method, tissue), ".2f"),
             with_interval(evaluation.mean("bias_hu", method, as_shown(tissue)), "+.2f"),
         ]

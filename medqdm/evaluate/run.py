@@ -29,7 +29,7 @@ from medqdm.evaluate.intervals import Interval, interval
 from medqdm.evaluate.methods import BASELINES, Interpolation, Method, Model, enhance_one
 from medqdm.evaluate.regions import RoiFolder
 from medqdm.evaluate.texture import Spectrum
-from medqdm.evaluate.tissue import SHOWN
+from medqdm.evaluate.tissue import INSIDE, SHOWN
 from medqdm.evaluate.truth import FLAT, WHOLE, Score, Truth, perceptual_distance
 from medqdm.metrics import TISSUES
 from medqdm.models.perceptual import PerceptualDistance
@@ -40,6 +40,7 @@ Image = NDArray[np.float32]
 REFERENCE = "reference"  # the truth itself, where it is not perfect by definition
 BY_PIXELS = (
     *TISSUES,
+    *INSIDE,
     *SHOWN,
     *calibration.STATED,
     FLAT,

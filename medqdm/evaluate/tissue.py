@@ -19,7 +19,13 @@ def as_shown(tissue: str) -> str:
     return f"{tissue} as shown"
 
 
+def deep_in(tissue: str) -> str:
+    """Name of the part of a tissue that lies an input pixel or more inside of it."""
+    return f"{tissue}, inside"
+
+
 SHOWN = tuple(map(as_shown, TISSUES))  # regions that differ from method to method
+INSIDE = tuple(map(deep_in, TISSUES))
 
 
 def tissue_masks(hr_hu: Image, body: Mask | None = None) -> dict[str, Mask]:
@@ -49,3 +55,17 @@ def tissue_masks(hr_hu: Image, body: Mask | None = None) -> dict[str, Mask]:
         if eroded.any():
             found[name] = np.asarray(eroded, dtype=np.bool_)
     return found
+
+
+def inner_parts(masks: dict[str, Mask], input_pixel: int) -> dict[str, Mask]:
+    """What of each tissue is farther from its border than an input pixel, under ``deep_in``.
+
+    Args:
+        masks: as ``tissue_masks`` gives them.
+        input_pixel: side of an input pixel, in pixels of the masks.
+    """
+    square = np.ones((3, 3), dtype=np.bool_)
+    return {
+        deep_in(name): ndimage.binary_erosion(mask, square, input_pixel, border_value=1)
+        for name, mask in masks.items()
+    }

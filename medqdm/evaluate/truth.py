@@ -17,7 +17,7 @@ from medqdm.evaluate.calibration import calibration, stated_regions
 from medqdm.evaluate.regions import body_mask
 from medqdm.evaluate.seams import Borders, borders_of, seam_ratio
 from medqdm.evaluate.texture import Spectrum
-from medqdm.evaluate.tissue import as_shown, tissue_masks
+from medqdm.evaluate.tissue import as_shown, inner_parts, tissue_masks
 from medqdm.models.perceptual import PerceptualDistance
 
 Image = NDArray[np.float32]
@@ -75,6 +75,7 @@ class Truth:
         y, x = self.lr_hu.shape
         self._borders = borders_of(task, (y, x)) if borders is None else borders
         self._input_nyquist = 0.5 / task.upscale  # in cycles per HR pixel
+        self._input_pixel = task.upscale
 
     @cached_property
     def body(self) -> Mask:
@@ -89,9 +90,12 @@ class Truth:
     def _tissues(self) -> dict[str, Mask]:
         return self._tissues_of(self.hr_hu)
 
+    @cached_property
+    def _insides(self) -> dict[str, Mask]:
+        return _large(inner_parts(self._tissues, self._input_pixel))
+
     def _tissues_of(self, hu: Image) -> dict[str, Mask]:
-        found = tissue_masks(hu, self.body)
-        return {name: mask for name, mask in found.items() if mask.sum() >= LEAST_TISSUE_PX}
+        return _large(tissue_masks(hu, self.body))
 
     @cached_property
     def _patches(self) -> dict[str, texture.Corners]:
@@ -151,9 +155,10 @@ class Truth:
                 "bias_hu": metrics.bias_hu(sr_hu, hr_hu, mask),
             }
             yield self._score(method, tissue, mask.sum(), errors)
-        for tissue, mask in self._tissues_of(sr_hu).items():
+        shown = {as_shown(tissue): mask for tissue, mask in self._tissues_of(sr_hu).items()}
+        for region, mask in {**self._insides, **shown}.items():
             bias = {"bias_hu": metrics.bias_hu(sr_hu, hr_hu, mask)}
-            yield self._score(method, as_shown(tissue), mask.sum(), bias)
+            yield self._score(method, region, mask.sum(), bias)
 
     def reference_scores(self, method: str, spectra: dict[str, Spectrum]) -> Iterator[Score]:
         """What the truth itself reaches, where that is not perfection.
@@ -207,6 +212,10 @@ class Truth:
     def _score(self, method: str, region: str, num_pixels: int, values: dict[str, float]) -> Score:
         pair = self.pair
         return Score(pair["patient"], pair["slice"], method, region, int(num_pixels), values)
+
+
+def _large(masks: Mapping[str, Mask]) -> dict[str, Mask]:
+    return {name: mask for name, mask in masks.items() if mask.sum() >= LEAST_TISSUE_PX}
 
 
 def perceptual_distance(truth: Truth, sr_hu: Image, lpips: PerceptualDistance) -> float:

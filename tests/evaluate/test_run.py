@@ -427,9 +427,9 @@ def test_the_report_holds_every_row_and_no_infinity(tmp_path: Path) -> None:
         "degradation": "area",
         "slices": {"patient0": 2, "patient1": 2},
     }
-    # 4 slices: three methods on the whole, the body, two tissues of the truth and two as shown, the
+    # 4 slices: three methods on the whole, the body, two tissues, their insides and as shown, the
     # reference on the first two
-    assert len(results["rows"]) == 4 * (3 * 6 + 2)
+    assert len(results["rows"]) == 4 * (3 * 8 + 2)
     assert results["rows"][0]["values"]["psnr_db"] == "inf"
     whole = results["regions"]["whole"]
     assert whole["mean"]["medqdm"]["psnr_db"]["mean"] == "inf"

@@ -8,6 +8,7 @@ from medqdm import metrics
 from medqdm.config import load_task
 from medqdm.data import Pair
 from medqdm.evaluate import TISSUES, Evaluation, Truth, body_mask, tissue_masks
+from medqdm.evaluate.tissue import deep_in
 
 Image = NDArray[np.float32]
 TASK = load_task("tiny", ["slice_px=128"])
@@ -108,3 +109,21 @@ def test_a_few_pixels_of_a_tissue_are_not_scored() -> None:
     found.add(Truth(pair, TASK), "medqdm", hr, {})
     assert 0 < tissue_masks(hr)["bone"].sum() < 50
     assert "bone" not in found.regions
+
+
+def test_inside_is_farther_than_an_input_pixel_from_the_border() -> None:
+    """An output that is wrong within an input pixel of the borders is right inside."""
+    hr, factor = stripes(), TASK.upscale
+    wrong = hr.copy()
+    for k in range(1, len(LEVELS_HU)):
+        wrong[:, 25 * k - factor : 25 * k + factor] += 500
+    wrong[: 10 + factor] += 500
+    wrong[-10 - factor :] += 500
+    pair = Pair(hr_hu=hr, lr_hu=hr[::factor, ::factor], patient="p", slice=0, spacing_mm=0.7)
+    found = Evaluation({}, TASK.hu_window)
+    found.add(Truth(pair, TASK), "wrong", wrong, {})
+    for name in ("soft tissue", "lung", "fat"):
+        assert found.mean("bias_hu", "wrong", name).mean > 50
+        assert found.mean("bias_hu", "wrong", deep_in(name)).mean == 0
+    found.add(Truth(pair, TASK), "shifted", hr + 7, {})
+    assert found.mean("bias_hu", "shifted", deep_in("lung")).mean == pytest.approx(7)

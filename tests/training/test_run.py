@@ -27,6 +27,7 @@ from medqdm.engine import Engine
 from medqdm.enhancer import Enhancer
 from medqdm.errors import MedQDMError
 from medqdm.models.autoencoder import KLAutoencoder
+from medqdm.record import describe
 from medqdm.training.autoencoder import AutoencoderModule
 from medqdm.training.diffusion import DiffusionModule
 from medqdm.training.distillation import DistillationModule
@@ -521,6 +522,11 @@ def test_train_spread_adds_networks_that_widen_draws(
         for setting in ("diffusion.spread=false", "diffusion.spread=true")
     )
     assert (wide.deviation_hu > plain.deviation_hu).mean() > 0.9
+    told = [
+        describe(Enhancer(out, device="cpu", overrides=[*few, f"diffusion.spread={value}"]))
+        for value in ("true", "false")
+    ]
+    assert ["noise as strong as the model's errors" in text for text in told] == [True, False]
     both = train_gain(out, data, tmp_path / "both", MORE)
     assert {name.split(".")[0] for name in load_file(both)} == {
         "autoencoder", "qdm", "regions", "spread"
