@@ -18,7 +18,7 @@ from medqdm.config import Task
 from medqdm.diffusion.consistency import back_project
 from medqdm.diffusion.noise import SliceNoise
 from medqdm.diffusion.quadtree import steady
-from medqdm.engine import quadtree_of
+from medqdm.networks import quadtree_of
 from medqdm.tiling import Fusion, tile_starts
 
 TEXTURE_DRAW = 10_000  # number of the noise draw that texture is made of; no step has it

@@ -9,9 +9,9 @@ import torch
 
 from medqdm import io
 from medqdm.config import load_task
-from medqdm.engine import quadtree_of
 from medqdm.errors import MedQDMError
 from medqdm.metrics import reduce_by_area
+from medqdm.networks import quadtree_of
 from medqdm.review import Layers, Review, load_review
 from medqdm.review import layers as module
 from medqdm.review.planes import planes_of
