@@ -77,7 +77,9 @@ def describe(enhancer: Enhancer) -> str:
     mean = f", mean of {enhancer.draws} draws" if enhancer.mean else ""
     steps_taken = f"steps {steps}, gamma {task.diffusion.gamma:g}"
     if task.diffusion.gives_guess and not enhancer.mean:
+        views = task.diffusion.views
         steps_taken = "one step from the prior's mean"
+        steps_taken += f", mean of {views} mirrored views" if views > 1 else ""
     elif enhancer.engine.spread_of_draws is not None:
         steps_taken += ", noise as strong as the model's errors"
     return (

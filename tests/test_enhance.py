@@ -10,12 +10,13 @@ import torch
 from medqdm import checkpoint, io, metrics
 from medqdm.config import load_task, override
 from medqdm.degrade import degrade, draw
+from medqdm.diffusion.noise import SliceNoise
 from medqdm.engine import Drawn
 from medqdm.enhance import enhance_series, enhance_volume
-from medqdm.enhancer import Enhancer, choose_device
+from medqdm.enhancer import Enhancer, Opened, choose_device
 from medqdm.errors import MedQDMError
 from medqdm.io.slice_archive import SliceArchive
-from medqdm.jobs import EnhancedSlice
+from medqdm.jobs import TEXTURE_DRAW, EnhancedSlice
 from medqdm.loading import bundled_weights
 from medqdm.picture import upsample_bicubic
 from medqdm.record import Summary
@@ -156,6 +157,18 @@ def drawing(enhancer: Enhancer) -> Enhancer:
     for parameter in enhancer.engine.qdm.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     return enhancer
+
+
+@pytest.fixture
+def random_weights(drawing: Enhancer, tmp_path: Path) -> Path:
+    """The same network as a file."""
+    path, engine = tmp_path / "random.safetensors", drawing.engine
+    states = [network.state_dict() for network in (engine.autoencoder, engine.qdm)]
+    checkpoint.save(
+        path, task=drawing.task, autoencoder_state=states[0], qdm_state=states[1], record={},
+        dtype="float32",
+    )  # fmt: skip
+    return path
 
 
 @pytest.fixture
@@ -470,6 +483,83 @@ def test_tiles_leave_no_trace_where_their_latents_agree(light: Enhancer, monkeyp
     expected = light.task.hu_window.denormalize(sr[0, 0, :160, :224]).numpy()
     np.testing.assert_allclose(found.hu, expected, atol=0.05)
     np.testing.assert_allclose(found.deviation_hu, deviation[0, 0, :160, :224].numpy(), atol=0.05)
+
+
+def test_texture_crosses_tiles_without_a_trace(light: Enhancer, monkeypatch) -> None:
+    """A draw of many tiles has one texture, the slice's own, wherever its tiles meet."""
+    engine, hu = light.engine, np.clip(textured((1, 40, 56)).hu[0], -900, 900)
+    engine.spread = checkpoint.build_spread(light.task)
+    one = Enhancer(Opened(engine, {}, ""), device="cpu", precision="fp32", seed=7)
+
+    def draw(lr: torch.Tensor, z_lr: torch.Tensor, noises: list, **_options: object) -> Drawn:
+        return Drawn([z_lr], engine.quadtree(lr).refined, None)
+
+    monkeypatch.setattr(engine, "draw", draw)
+    monkeypatch.setattr(engine, "decode", lambda _z, lr: engine.upsample(lr) / 2)
+    found = one.enhance_slice(hu, position_mm=4.0).hu
+    engine.spread = None
+    plain = one.enhance_slice(hu, position_mm=4.0).hu
+    whole = SliceNoise(7, 4.0, (1, 4 * 48, 4 * 64), 0.0)  # slices are continued to whole windows
+    white = whole.draw(TEXTURE_DRAW)[0, :160, :224]
+    # far from the window's end the texture is the noise times the untrained deviation, 20 HU
+    np.testing.assert_allclose(found - plain, 20 * white.numpy(), atol=2.5)
+    assert np.corrcoef((found - plain).ravel(), white.numpy().ravel())[0, 1] > 0.995
+    again = one.enhance_slice(hu, z=3, position_mm=4.0).hu  # the place decides, not the number
+    np.testing.assert_array_equal(again, plain)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_texture_depends_on_place_and_seed_alone(light: Enhancer, drawing, fused: bool) -> None:
+    enhancer = light if fused else drawing
+    enhancer.engine.spread = checkpoint.build_spread(enhancer.task)
+    enhancer.draws = 1
+    hu = textured((1, 16, 24)).hu[0]
+    first, other_place, again = (
+        enhancer.enhance_slice(hu, position_mm=place).hu for place in (4.0, 5.0, 4.0)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other_place)
+    enhancer.seed = 3
+    assert not np.array_equal(first, enhancer.enhance_slice(hu, position_mm=4.0).hu)
+
+
+GUESS = ("diffusion.sampling_steps=1", "diffusion.one_step=mean")
+
+
+@pytest.mark.parametrize(("views", "axes"), [(2, [(), (1,)]), (4, [(), (1,), (0,), (0, 1)])])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_views_are_turned_back_and_averaged(
+    random_weights: Path, nine_tiles, views: int, axes: list, batch_size: int
+) -> None:
+    plain, many = (
+        Enhancer(
+            random_weights, device="cpu", precision="fp32", batch_size=batch_size,
+            overrides=[*GUESS, f"diffusion.views={n}"],
+        )
+        for n in (1, views)
+    )  # fmt: skip
+    found = list(many.slices(nine_tiles))
+    assert [one.z for one in found] == [0, 1, 2]
+    for one, hu in zip(found, nine_tiles.hu, strict=True):
+        turned = [plain.enhance_slice(np.flip(hu, a).copy()).hu for a in axes]
+        mean = np.mean([np.flip(image, a) for image, a in zip(turned, axes, strict=True)], axis=0)
+        np.testing.assert_allclose(one.hu, mean, atol=0.05)
+        alone = plain.enhance_slice(hu)
+        np.testing.assert_array_equal(one.refined, alone.refined)
+        assert not np.allclose(one.hu, alone.hu, atol=0.05)
+        np.testing.assert_allclose(many.enhance_slice(hu).hu, mean, atol=0.05)
+    for start in (1, 2):
+        rest = list(many.slices(nine_tiles, start=start))
+        assert [one.z for one in rest] == list(range(start, 3))
+        for one, before in zip(rest, found[start:], strict=True):
+            np.testing.assert_array_equal(one.hu, before.hu)
+
+
+def test_views_go_with_a_best_guess_alone(random_weights: Path) -> None:
+    for settings, draws in ((("diffusion.sampling_steps=2",), 1), (GUESS, 2)):
+        overrides = [*settings, "diffusion.views=4"]
+        with pytest.raises(MedQDMError, match=r"diffusion\.views=4: must go with one step from"):
+            Enhancer(random_weights, device="cpu", overrides=overrides, draws=draws)
 
 
 @pytest.mark.parametrize("size", [16, 40])

@@ -131,6 +131,9 @@ class DiffusionSection(Section):
     (``medqdm train-spread``): each step's noise accounts for the error of its estimate, and the
     picture gets the texture that latents do not hold. False: the ancestral steps alone."""
     sampler: SamplerSection = SamplerSection()
+    views: Literal[1, 2, 4] = 1
+    """Views of a slice, mirrored left to right and (4) top to bottom, whose best guesses are
+    averaged; each costs as much as the slice itself. For ``one_step: mean`` alone."""
     consistency: NonNegativeInt = 0
     """Iterations of back-projection that draw the output, reduced, nearer to the input
     (``diffusion.consistency``); 0: none."""
