@@ -1,5 +1,6 @@
 """``medqdm train`` and what follows it or prepares it."""
 
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -46,11 +47,9 @@ def distill(
     settings: Set = None,
 ) -> None:
     """Train a student of a model for 1 to 4 steps. The same command resumes."""
-    from medqdm.loading import bundled_weights
     from medqdm.training.run import distill as run
 
-    student = run(weights or bundled_weights(task or "sr4"), data, out, settings or ())
-    console.print(f"weights: {student}", soft_wrap=True)
+    _go_on(run, weights, task, data, out, settings)
 
 
 def train_gain(
@@ -61,11 +60,9 @@ def train_gain(
     settings: Set = None,
 ) -> None:
     """Add networks that tell which regions are worth a step. The same command resumes."""
-    from medqdm.loading import bundled_weights
     from medqdm.training.run import train_gain as run
 
-    grown = run(weights or bundled_weights(task or "sr4"), data, out, settings or ())
-    console.print(f"weights: {grown}", soft_wrap=True)
+    _go_on(run, weights, task, data, out, settings)
 
 
 def train_spread(
@@ -76,11 +73,24 @@ def train_spread(
     settings: Set = None,
 ) -> None:
     """Add networks that tell how far estimates are off, for draws. The same command resumes."""
-    from medqdm.loading import bundled_weights
     from medqdm.training.run import train_spread as run
 
-    grown = run(weights or bundled_weights(task or "sr4"), data, out, settings or ())
-    console.print(f"weights: {grown}", soft_wrap=True)
+    _go_on(run, weights, task, data, out, settings)
+
+
+def _go_on(
+    run: Callable[[Path, Path, Path, Sequence[str]], Path],
+    weights: Path | None,
+    task: str | None,
+    data: Path,
+    out: Path,
+    settings: Sequence[str] | None,
+) -> None:
+    """Run what starts from a model, a task's bundled one where no weights are given."""
+    from medqdm.loading import bundled_weights
+
+    made = run(weights or bundled_weights(task or "sr4"), data, out, settings or ())
+    console.print(f"weights: {made}", soft_wrap=True)
 
 
 class Rival(StrEnum):

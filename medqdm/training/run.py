@@ -126,21 +126,14 @@ def train_gain(weights: Path, data: Path, out: Path, settings: Sequence[str] = (
     Raises:
         MedQDMError: the weights, the data or the run folder do not fit.
     """
-    task, start = _start_from(weights, out, settings)
-    if (out / WEIGHTS).is_file():
-        return ended(out)
-    pl.seed_everything(task.training.seed, workers=True, verbose=False)
-    regions = checkpoint.build_regions(task)
-    # samplers that ask draw, so their networks must see draws
-    drawing = task.with_diffusion(one_step="draw")
-    engine = Engine(drawing, start.autoencoder, _qdm_of(start, weights), regions)
-    record = _fit_after(task, RegionModule(task, engine), data, out, "regions")
-    record = {**start.record, "regions": record}
-    _export(
-        task, start.autoencoder, engine.qdm, record, out / WEIGHTS,
-        regions=regions, spread=start.spread,
-    )  # fmt: skip
-    return out / WEIGHTS
+
+    def begin(task: Task, start: checkpoint.Checkpoint, qdm: QDM) -> tuple[Engine, RegionModule]:
+        # samplers that ask draw, so their networks must see draws
+        drawing = task.with_diffusion(one_step="draw")
+        engine = Engine(drawing, start.autoencoder, qdm, checkpoint.build_regions(task))
+        return engine, RegionModule(task, engine)
+
+    return _extend(weights, data, out, settings, stage="regions", begin=begin)
 
 
 def train_spread(weights: Path, data: Path, out: Path, settings: Sequence[str] = ()) -> Path:
@@ -158,18 +151,36 @@ def train_spread(weights: Path, data: Path, out: Path, settings: Sequence[str] =
     Raises:
         MedQDMError: the weights, the data or the run folder do not fit.
     """
+
+    def begin(task: Task, start: checkpoint.Checkpoint, qdm: QDM) -> tuple[Engine, SpreadModule]:
+        engine = Engine(task, start.autoencoder, qdm, spread=checkpoint.build_spread(task))
+        return engine, SpreadModule(task, engine)
+
+    return _extend(weights, data, out, settings, stage="spread", begin=begin)
+
+
+def _extend(
+    weights: Path,
+    data: Path,
+    out: Path,
+    settings: Sequence[str],
+    *,
+    stage: Stage,
+    begin: Callable[[Task, checkpoint.Checkpoint, QDM], tuple[Engine, pl.LightningModule]],
+) -> Path:
+    """Train networks beside a model that stays as it is, and export all of them."""
     task, start = _start_from(weights, out, settings)
     if (out / WEIGHTS).is_file():
         return ended(out)
     pl.seed_everything(task.training.seed, workers=True, verbose=False)
-    spread = checkpoint.build_spread(task)
-    engine = Engine(task, start.autoencoder, _qdm_of(start, weights), spread=spread)
-    record = _fit_after(task, SpreadModule(task, engine), data, out, "spread")
-    spread.filters.copy_(measure_texture(engine.eval(), SliceDataModule(task, data, "spread")))
-    record = {**start.record, "spread": record}
+    engine, module = begin(task, start, _qdm_of(start, weights))
+    record = {**start.record, stage: _fit_after(task, module, data, out, stage)}
+    if engine.spread is not None:
+        source = SliceDataModule(task, data, stage)
+        engine.spread.filters.copy_(measure_texture(engine.eval(), source))
     _export(
         task, start.autoencoder, engine.qdm, record, out / WEIGHTS,
-        regions=start.regions, spread=spread,
+        regions=engine.regions or start.regions, spread=engine.spread or start.spread,
     )  # fmt: skip
     return out / WEIGHTS
 
