@@ -92,8 +92,8 @@ def rival_task(network: str, task: str | Path, settings: Sequence[str] = ()) -> 
     if network not in SECTIONS:
         raise MedQDMError(f"no rival '{network}': expected one of {', '.join(SECTIONS)}")
     rivalled = load_task(task).model_copy(update={"rival": SECTIONS[network]})
-    preset = _WITHOUT_REGIONS if network == "resshift" else ()
-    return override(rivalled, [*preset, *settings])
+    fixed = _WITHOUT_REGIONS if network == "resshift" else ()  # whatever the settings say
+    return override(rivalled, [*settings, *fixed])
 
 
 def train_rival(task: Task, data: Path, out: Path, *, autoencoder: Path | None = None) -> Path:

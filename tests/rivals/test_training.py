@@ -251,6 +251,13 @@ def test_a_resshift_rival_trains_with_the_given_autoencoder(
     assert {"psnr", "psnr_bicubic", "density"} <= set(record["curve"][-1])
 
 
+def test_a_resshift_rival_has_no_regions_whatever_is_asked() -> None:
+    """The model's own settings, given to all rivals alike, must not break it."""
+    asked = ["training.diffusion.region_steps_share=0.2", "training.diffusion.mask_training=mixed"]
+    diffusion = rival_task("resshift", "tiny", asked).training.diffusion
+    assert (diffusion.region_steps_share, diffusion.mask_training) == (0, "none")
+
+
 def test_the_autoencoder_goes_with_resshift_alone(
     edsr_task: Task, unet_task: Task, data: Path, weights: Path, tmp_path: Path
 ) -> None:
