@@ -1,6 +1,6 @@
 """Engine: a task's networks as a sampler, from LR images to best guess, draws and deviation."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -125,7 +125,7 @@ class Engine(Networks):
         *,
         z_lr: Latent,
         refined: Bool[Tensor, "b hc wc"],
-        whites: Noise,
+        white: Callable[[], Float[Tensor, "b 1 hs ws"]],
         mean: bool = False,
     ) -> tuple[Image, Float[Tensor, "b 1 hs ws"] | None]:
         """Decode draws, with the texture that latents do not hold (``diffusion.spread``).
@@ -135,7 +135,7 @@ class Engine(Networks):
             lr: (b, 1, h, w) in [-1, 1].
             z_lr: (b, c, h', w'), the latent of the upsampled LR image.
             refined: as in ``Drawn``.
-            whites: draw k -> standard normal noise like the image, (b, 1, h, w).
+            white: gives standard normal noise like the image, for the texture of the first.
             mean: give the mean of the draws, an estimate of the posterior's, not the first latent.
 
         Returns:
@@ -148,8 +148,9 @@ class Engine(Networks):
         mask = _each(refined, z_lr)
         first = self.decode(latents[0], lr)
         shown = first
+        gamma = self.task.diffusion.gamma
         if spread is not None and not has_guess and not mean:
-            shown = spread.textured(first, latents[0], z_lr, mask, whites(0))
+            shown = spread.textured(first, latents[0], z_lr, mask, white(), gamma)
         if len(latents) == 1:
             return shown, None
         # one image at a time (Welford, 1962): a whole slice's may be large
@@ -161,7 +162,8 @@ class Engine(Networks):
             average = average + apart / count
             squares += apart * (image - average)
             if spread is not None:
-                left_out = left_out + spread.pixel_log_variance(z, z_lr, mask).exp() / len(draws)
+                variance = spread.pixel_log_variance(z, z_lr, mask).exp()
+                left_out = left_out + gamma**2 * variance / len(draws)
         deviation = (squares / (len(draws) - 1) + left_out).sqrt() * self.task.hu_window.hu_per_unit
         return average if mean else shown, deviation
 

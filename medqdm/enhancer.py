@@ -6,7 +6,7 @@ the slices are read ahead and put together behind it by other threads.
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from itertools import islice
@@ -86,10 +86,24 @@ def open_engine(weights: Path, overrides: Sequence[str]) -> Opened:
             "use the weights.safetensors of a finished run"
         )
     task = override(loaded.task, overrides)
+    if loaded.spread is not None and task.diffusion.spread:
+        _check_process(task, loaded.task)
     engine = Engine(task, loaded.autoencoder, loaded.qdm, loaded.regions, loaded.spread).eval()
     # the inputs of its convolutions are channels-last (Engine), so are their weights
     engine.autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Opened(engine, loaded.record, loaded.sha256)
+
+
+def _check_process(task: Task, trained: Task) -> None:
+    """Refuse the spread of another process: it knows the noise of each step by its number."""
+    keys = {"num_steps", "kappa", "min_noise_level", "max_sqrt_eta", "power"}
+    mine, theirs = (t.diffusion.model_dump(include=keys) for t in (task, trained))
+    if mine != theirs:
+        changed = ", ".join(f"{k} = {mine[k]}" for k in mine if mine[k] != theirs[k])
+        raise MedQDMError(
+            f"diffusion: must be the process that the weights' spread was trained for, got "
+            f"{changed}; leave it out, or add diffusion.spread=false"
+        )
 
 
 class Enhancer:
@@ -160,11 +174,16 @@ class Enhancer:
 
     def _check_views(self) -> None:
         diffusion = self.task.diffusion
-        averages_guesses = diffusion.gives_guess and self.draws == 1
-        if len(self._views) > 1 and not (averages_guesses and diffusion.sampler.steady == "none"):
+        against = {
+            "sampling steps that draw": not diffusion.gives_guess,
+            f"{self.draws} draws": self.draws > 1,
+            f"steady={diffusion.sampler.steady}": diffusion.sampler.steady != "none",
+        }
+        found = [what for what, is_so in against.items() if is_so]
+        if len(self._views) > 1 and found:
             raise MedQDMError(
-                f"diffusion.views={diffusion.views}: must go with one step from the prior's mean, "
-                "without draws or steady, got others; leave it out"
+                f"diffusion.views={diffusion.views}: must go with one step from the prior's mean "
+                f"alone, got {' and '.join(found)}; set diffusion.views=1"
             )
 
     def _wanted_precision(self) -> Precision:
@@ -192,6 +211,11 @@ class Enhancer:
                     f"{low:.3f} to {high:.3f} mm this model was trained on: "
                     "expect less detail, and check the result with care"
                 )
+        if self.draws > 1 and self.engine.spread_of_draws is None:
+            found.append(
+                "the deviation over draws is what chance did, not how far the output may be off: "
+                "these weights or settings have no spread (medqdm train-spread)"
+            )
         return found + (self._precision_warnings() if self._prepared is volume else [])
 
     def _precision_warnings(self) -> list[str]:
@@ -385,10 +409,10 @@ class Enhancer:
                     maps = torch.cat(drawn.latents, dim=1)
                 else:
 
-                    def white_of(draw: int) -> Tensor:
-                        return torch.stack([tile.white(draw) for tile in group])
+                    def white() -> Tensor:
+                        return torch.stack([tile.white for tile in group])
 
-                    maps = self._show(drawn.latents, lr, z_lr, drawn.refined, white_of)
+                    maps = self._show(drawn.latents, lr, z_lr, drawn.refined, white)
                 return maps.cpu(), drawn.refined.cpu()
         except RuntimeError as error:
             if not _is_out_of_memory(error):
@@ -412,7 +436,7 @@ class Enhancer:
         lr: Tensor,
         z_lr: Tensor,
         refined: Tensor,
-        whites: Noise,
+        white: Callable[[], Tensor],
     ) -> Tensor:
         """(b, 1, h, w) the picture; with several draws (b, 2, h, w): their deviation too."""
         sr, deviation_hu = self.engine.show(
@@ -420,7 +444,7 @@ class Enhancer:
             lr,
             z_lr=z_lr,
             refined=refined,
-            whites=lambda k: whites(k).to(self.device),
+            white=lambda: white().to(self.device),
             mean=self.mean,
         )
         return sr if deviation_hu is None else torch.cat([sr, deviation_hu], dim=1)
@@ -436,7 +460,7 @@ class Enhancer:
                 latents = [z[None].to(self.device) for z in job.latents]
                 assert job.z_lr is not None  # its tiles were cut out of it
                 z_lr, refined = job.z_lr[None], job.refined[None].to(self.device)
-                maps = self._show(latents, lr, z_lr, refined, lambda k: job.white(k)[None])[0].cpu()
+                maps = self._show(latents, lr, z_lr, refined, lambda: job.white[None])[0].cpu()
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise

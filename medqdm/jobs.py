@@ -81,7 +81,7 @@ class SliceJob:
         self._noises = [SliceNoise(seed, position_mm, canvas, correlation_mm) for seed in seeds]
         # each slice has texture of its own, as noise of a scanner has
         pixels = 1, height * task.upscale, width * task.upscale
-        self._whites = [SliceNoise(seed, position_mm, pixels, 0.0) for seed in seeds]
+        self._white = SliceNoise(seeds[0], position_mm, pixels, 0.0)
         self.fuses_latents = task.fuses_latents and len(self.corners) > 1
         self.z_lr: Tensor | None = None
         # ``Engine.draw`` gives a guess beside several draws
@@ -129,15 +129,16 @@ class SliceJob:
         (top, left), (height, width) = self._to_latent(y, x), self._to_latent(*self.tile_shape)
         return whole[:, top : top + height, left : left + width]
 
-    def white(self, draw: int) -> Tensor:
-        """(1, h * upscale, w * upscale) standard normal, for the texture of a draw."""
-        return self._whites[draw].draw(TEXTURE_DRAW)
+    @property
+    def white(self) -> Tensor:
+        """(1, h * upscale, w * upscale) standard normal, for the texture of the first draw."""
+        return self._white.draw(TEXTURE_DRAW)
 
-    def tile_white(self, y: int, x: int, draw: int) -> Tensor:
+    def tile_white(self, y: int, x: int) -> Tensor:
         """What the tile whose first LR pixel is (y, x) has of it."""
         factor, (height, width) = self._task.upscale, self.tile_shape
         rows = slice(y * factor, (y + height) * factor)
-        return self.white(draw)[:, rows, x * factor : (x + width) * factor]
+        return self.white[:, rows, x * factor : (x + width) * factor]
 
     @property
     def refined(self) -> Tensor:
@@ -239,9 +240,10 @@ class Tile(NamedTuple):
         """Noise k of a draw, (c, h', w') on the CPU."""
         return self.job.tile_noise(self.y, self.x, k, draw)
 
-    def white(self, draw: int) -> Tensor:
-        """Noise for the texture of a draw, (1, h * upscale, w * upscale) on the CPU."""
-        return self.job.tile_white(self.y, self.x, draw)
+    @property
+    def white(self) -> Tensor:
+        """Noise for the texture of the first draw, (1, h * upscale, w * upscale) on the CPU."""
+        return self.job.tile_white(self.y, self.x)
 
 
 def steadied(jobs: "Iterable[SliceJob]", pick: Literal["max", "median"]) -> "Iterator[SliceJob]":

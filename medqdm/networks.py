@@ -190,8 +190,13 @@ class Networks(nn.Module):
 
     @property
     def spread_of_draws(self) -> Spread | None:
-        """What draws get their spread from; None if the weights or the task have none."""
-        return self.spread if self.task.diffusion.spread else None
+        """What draws get their spread from; None if the weights or the task have none.
+
+        A sampler without chance (gamma 0) has none, and a single step stays what it is.
+        """
+        settings = self.task.diffusion
+        draws = settings.spread and settings.gamma > 0 and settings.for_draws.sampling_steps != 1
+        return self.spread if draws else None
 
     def known_deviation(
         self, z_lr: Latent, t: Int[Tensor, "..."], refined: Bool[Tensor, "b 1 hl wl"]

@@ -72,16 +72,10 @@ def describe(enhancer: Enhancer) -> str:
     """The DICOM DerivationDescription: method, version, weights and settings; no paths."""
     task = enhancer.task
     sampler = task.diffusion.sampler
-    steps = task.diffusion.for_draws.sampling_steps or task.diffusion.num_steps
     consistency = ", drawn nearer to the input" if task.diffusion.consistency else ""
     mean = f", mean of {enhancer.draws} draws" if enhancer.mean else ""
-    steps_taken = f"steps {steps}, gamma {task.diffusion.gamma:g}"
-    if task.diffusion.gives_guess and not enhancer.mean:
-        views = task.diffusion.views
-        steps_taken = "one step from the prior's mean"
-        steps_taken += f", mean of {views} mirrored views" if views > 1 else ""
-    elif enhancer.engine.spread_of_draws is not None:
-        steps_taken += ", noise as strong as the model's errors"
+    has_noise = enhancer.engine.spread_of_draws is not None
+    steps_taken = task.diffusion.told(mean=enhancer.mean, has_noise=has_noise)
     return (
         f"In-plane x{task.upscale} super-resolution by a quadtree diffusion model; detail is "
         f"synthetic. medqdm {__version__}, task {task.name}, weights sha256:{enhancer.sha256}, "
@@ -109,6 +103,7 @@ def run_record(
         "batch_size": enhancer.batch_size,
         "seed": enhancer.seed,
         "draws": enhancer.draws,
+        "spread": enhancer.engine.spread_of_draws is not None,
         "mean": enhancer.mean,
         "weights_sha256": enhancer.sha256,
         "task": enhancer.task.model_dump(mode="json", exclude={"training"}),

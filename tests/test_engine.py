@@ -290,7 +290,7 @@ def test_uncertainty_is_the_deviation_over_draws_where_noise_was(
     def show(**options: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         z_lr = engine.encode(engine.upsample(lr))
         drawn = engine.draw(lr, z_lr, noises, **options)
-        return engine.show(drawn.latents, lr, z_lr=z_lr, refined=drawn.refined, whites=noise_of(lr))
+        return engine.show(drawn.latents, lr, z_lr=z_lr, refined=drawn.refined, white=None)
 
     first, deviation = show()
     assert torch.equal(first, engine.enhance(lr, noises[0]).sr)
@@ -301,7 +301,7 @@ def test_uncertainty_is_the_deviation_over_draws_where_noise_was(
     refined = engine.quadtree(lr).at(16, 32)[:, None]
     expected = torch.where(refined, 1000 * torch.stack(draws).std(dim=0), 0)
     torch.testing.assert_close(show()[1], expected)
-    few = {"z_lr": draws[0], "refined": engine.quadtree(lr).refined, "whites": noise_of(lr)}
+    few = {"z_lr": draws[0], "refined": engine.quadtree(lr).refined, "white": None}
     assert engine.show(draws[:1], lr, **few)[1] is None
 
 
@@ -333,6 +333,24 @@ def test_spread_widens_draws_and_leaves_the_best_guess(lr: torch.Tensor) -> None
     assert torch.equal(drawn[0], drawn[2])
 
 
+@pytest.mark.parametrize(("settings", "share"), [
+    (("diffusion.sampling_steps=2", "diffusion.gamma=0.5"), 0.5),
+    (("diffusion.sampling_steps=2", "diffusion.gamma=0"), 0),
+    (("diffusion.sampling_steps=1", "diffusion.one_step=draw"), 0),
+    (("diffusion.sampling_steps=1", "diffusion.one_step=mean"), 0),
+])  # fmt: skip
+def test_texture_is_as_strong_as_chance(lr: torch.Tensor, settings: tuple, share: float) -> None:
+    engine = with_spread(*settings)
+    z_lr = engine.encode(engine.upsample(lr))
+    drawn = engine.draw(lr, z_lr, [noise_of(lr)])
+    white = torch.randn(2, 1, 64, 128, generator=torch.Generator().manual_seed(8))
+    shown, _ = engine.show(drawn.latents, lr, z_lr=z_lr, refined=drawn.refined, white=lambda: white)
+    plain = engine.decode(drawn.latents[0], lr)
+    inside = plain.abs() < 0.5
+    added = (shown - plain)[inside].detach()
+    assert float(added.std()) == pytest.approx(0.02 * share, rel=0.05, abs=1e-5)
+
+
 def test_a_draw_is_shown_with_texture_and_a_mean_without(lr: torch.Tensor) -> None:
     engine = with_spread("diffusion.sampling_steps=2")
     z_lr = engine.encode(engine.upsample(lr))
@@ -340,7 +358,7 @@ def test_a_draw_is_shown_with_texture_and_a_mean_without(lr: torch.Tensor) -> No
     drawn = engine.draw(lr, z_lr, noises)
     generator = torch.Generator().manual_seed(8)
     white = torch.randn(2, 1, 64, 128, generator=generator)
-    rest = {"z_lr": z_lr, "refined": drawn.refined, "whites": lambda _k: white}
+    rest = {"z_lr": z_lr, "refined": drawn.refined, "white": lambda: white}
     images = [engine.decode(z, lr) for z in drawn.latents]
     mask = drawn.refined.repeat_interleave(2, 1).repeat_interleave(2, 2)[:, None]
     textured = engine.spread.textured(images[0], drawn.latents[0], z_lr, mask, white)

@@ -1,9 +1,11 @@
 import re
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
 from medqdm import cli
+from medqdm.loading import bundled_weights
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -29,3 +31,9 @@ def test_every_linked_file_is_there() -> None:
     for link in re.findall(r"\]\(([^)#]+)", README):
         if not link.startswith("http"):
             assert (ROOT / link).exists(), link
+
+
+@pytest.mark.parametrize("task", ["sr4", "sr8"])
+def test_the_model_card_is_of_the_bundled_weights(task: str) -> None:
+    card = (ROOT / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert f"`{sha256(bundled_weights(task).read_bytes()).hexdigest()}`" in card

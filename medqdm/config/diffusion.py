@@ -153,6 +153,20 @@ class DiffusionSection(Section):
             return self
         return self.model_copy(update={"sampling_steps": min(STEPS_OF_DRAWS, self.num_steps)})
 
+    def told(self, *, mean: bool, has_noise: bool) -> str:
+        """What is done for an output, in words.
+
+        Args:
+            mean: whether the output is the mean of draws.
+            has_noise: whether draws get the spread of the model's errors.
+        """
+        if self.gives_guess and not mean:
+            views = f", mean of {self.views} mirrored views" if self.views > 1 else ""
+            return f"one step from the prior's mean{views}"
+        steps = self.for_draws.sampling_steps or self.num_steps
+        noise = ", noise as strong as the model's errors" if has_noise and not mean else ""
+        return f"steps {steps}, gamma {self.gamma:g}{noise}"
+
     @model_validator(mode="after")
     def _groups_fit(self) -> "DiffusionSection":
         highest = max(steps[0] for steps in self.sampler.groups.steps)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,7 +26,10 @@ from medqdm.errors import MedQDMError
 from medqdm.window import Window
 
 Stage = Literal["autoencoder", "diffusion", "distillation", "regions", "spread", "regression"]
-_STAGES = get_args(Stage)
+# each stage has random numbers of its own; the last two are never of one run
+_STREAMS: dict[Stage, int] = {
+    "autoencoder": 0, "diffusion": 1, "distillation": 2, "regions": 3, "spread": 4, "regression": 4,
+}  # fmt: skip
 
 
 class LoadSliceD(Transform):
@@ -179,7 +182,7 @@ class TrainingSlices(Dataset[dict[str, Any]]):
         self.slice_px = task.slice_px
         self.patients = patients
         self.transforms = train_transforms(task, stage)
-        self._seed = (task.training.seed, _STAGES.index(stage))
+        self._seed = (task.training.seed, _STREAMS[stage])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """A sample with ``hr``, ``lr``, ``patient``, ``slice`` and ``spacing_mm``."""

@@ -181,7 +181,8 @@ def compare_samplers(  # noqa: PLR0913  (all by keyword but two)
         device: see ``choose_device``.
         seed: of the noise and of the degradations.
         limit: slices at the most, evenly over the patients; None: 16 a patient.
-        settings: ``key=value`` changes to the task of every row, before the row's own.
+        settings: ``key=value`` changes to the task of every row, before the row's own; draws have
+            no spread unless asked for.
         overwrite: replace an output folder that has files in it.
         announce: told each row's name before it begins.
         track: wraps the patients of a row as they come, with their number, to show progress.
@@ -191,6 +192,8 @@ def compare_samplers(  # noqa: PLR0913  (all by keyword but two)
     """
     data, out = Path(data), Path(out)
     check_folder(out, overwrite=overwrite, marker=MARKER)
+    # policies are compared as estimators; texture would be most of what they differ by
+    settings = ["diffusion.spread=false", *settings]
 
     def open_row(row: Row) -> Enhancer:
         return load_enhancer(

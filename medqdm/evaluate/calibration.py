@@ -33,21 +33,24 @@ def stated_regions(deviation_hu: Image) -> Iterator[tuple[str, Mask]]:
             yield name, mask
 
 
-def calibration(sr_hu: Image, hr_hu: Image, deviation_hu: Image, mask: Mask) -> dict[str, float]:
+def calibration(
+    sr_hu: Image, hr_hu: Image, deviation_hu: Image, mask: Mask | None = None
+) -> dict[str, float]:
     """Means over a region: squared error, variance, and the share within two deviations.
 
     Args:
         sr_hu: ``(y, x)`` output in HU.
         hr_hu: the truth.
         deviation_hu: standard deviation that the output is said to have, in HU.
-        mask: ``(y, x)`` of the region.
+        mask: ``(y, x)`` of the region; None: everywhere.
 
     >>> one = np.ones((2, 2), np.float32)
-    >>> calibration(one, np.array([[0, 1], [1, 4]], np.float32), one, one > 0)
+    >>> calibration(one, np.array([[0, 1], [1, 4]], np.float32), one)
     {'squared_error_hu2': 2.5, 'variance_hu2': 1.0, 'within_2_sd': 0.75}
     """
-    error = (sr_hu - hr_hu)[mask].astype(np.float64)
-    deviation = deviation_hu[mask].astype(np.float64)
+    error, deviation = (sr_hu - hr_hu).astype(np.float64), deviation_hu.astype(np.float64)
+    if mask is not None:
+        error, deviation = error[mask], deviation[mask]
     return {
         ERROR: float((error**2).mean()),
         VARIANCE: float((deviation**2).mean()),

@@ -126,9 +126,7 @@ class Evaluation:
         if method == REFERENCE:
             self.scores.extend(truth.reference_scores(method, spectra))
         else:
-            self.scores.extend(truth.scores(method, hu, spectra, known))
-        if deviation_hu is not None:
-            self.scores.extend(truth.calibration_scores(method, hu, deviation_hu))
+            self.scores.extend(truth.scores(method, hu, spectra, known, deviation_hu))
         for region, found in spectra.items():
             key = (region, method, truth.pair["patient"])
             self.spectra[key] = self.spectra[key] + found if key in self.spectra else found
@@ -152,15 +150,11 @@ class Evaluation:
     @property
     def slices(self) -> dict[str, int]:
         """Patient to number of slices."""
-        ours = self.ours
-        found = dict.fromkeys(
-            (score.patient, score.slice)
-            for score in self.scores
-            if (score.method, score.region) == (ours, WHOLE)
-        )
         counted: dict[str, int] = {}
-        for patient, _ in found:
-            counted[patient] = counted.get(patient, 0) + 1
+        ours = self.ours
+        for score in self.scores:
+            if (score.method, score.region) == (ours, WHOLE):
+                counted[score.patient] = counted.get(score.patient, 0) + 1
         return counted
 
     def patient_means(self, metric: str, method: str, region: str = WHOLE) -> dict[str, float]:
@@ -323,22 +317,46 @@ def measure(
                 enhance_one(method, pair["lr_hu"], pair["slice"])
         roi = rois.mask(pair["patient"], pair["slice"]) if rois is not None else None
         truth = Truth(pair, task, roi)
-        outputs = {}
+        outputs, known = _run(methods, truth, lpips)
         for method in methods:
-            outputs[method.name], seconds = enhance_one(method, pair["lr_hu"], pair["slice"])
-            check_output(outputs[method.name], pair, method.name)
-            known, deviation_hu = {"seconds": seconds}, None
-            if isinstance(method, Model):
-                known, deviation_hu = known | method.known, method.deviation_hu
-            if lpips is not None:
-                known["lpips"] = perceptual_distance(truth, outputs[method.name], lpips)
-            found.add(truth, method.name, outputs[method.name], known, deviation_hu)
+            name = method.name
+            found.add(truth, name, outputs[name], known[name], _deviation_hu(method, methods))
         found.add(truth, REFERENCE, pair["hr_hu"], {})
         lot.offer(truth, outputs)
     if not found.scores:
         raise MedQDMError(
             "evaluate: must get one pair of slices or more, got none; give volumes with slices"
         )
+
+
+def _run(
+    methods: Sequence[Method], truth: Truth, lpips: PerceptualDistance | None
+) -> tuple[dict[str, Image], dict[str, dict[str, float]]]:
+    """What each method makes of a slice, and what is known of it before it is scored."""
+    pair = truth.pair
+    outputs: dict[str, Image] = {}
+    known: dict[str, dict[str, float]] = {}
+    for method in methods:
+        sr_hu, seconds = enhance_one(method, pair["lr_hu"], pair["slice"])
+        check_output(sr_hu, pair, method.name)
+        outputs[method.name], known[method.name] = sr_hu, {"seconds": seconds}
+        if isinstance(method, Model):
+            known[method.name] |= method.known
+        if lpips is not None:
+            known[method.name]["lpips"] = perceptual_distance(truth, sr_hu, lpips)
+    return outputs, known
+
+
+def _deviation_hu(method: Method, methods: Sequence[Method]) -> Image | None:
+    """What is said of an output: by its own draws, or of a best guess by those of the same model.
+
+    The latter is what ``medqdm enhance --uncertainty`` writes beside the guess.
+    """
+    if not isinstance(method, Model) or method.deviation_hu is not None:
+        return getattr(method, "deviation_hu", None)
+    same = (m for m in methods if isinstance(m, Model) and m.enhancer.task == method.enhancer.task)
+    drawn = (m.deviation_hu for m in same if m.enhancer.sha256 == method.enhancer.sha256)
+    return next((found for found in drawn if found is not None), None)
 
 
 def baselines(factor: int) -> list[Method]:

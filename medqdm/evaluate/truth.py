@@ -105,23 +105,13 @@ class Truth:
         }
         return {region: corners for region, corners in found.items() if corners}
 
-    def calibration_scores(self, method: str, sr_hu: Image, deviation_hu: Image) -> Iterator[Score]:
-        """How an output's errors compare with the deviation that it is said to have.
-
-        Args:
-            method: whose output.
-            sr_hu: ``(y, x)`` in HU.
-            deviation_hu: ``(y, x)`` in HU.
-        """
-        whole = np.ones_like(self.body)
-        regions = [(WHOLE, whole), (BODY, self.body), *self._tissues.items()]
-        for region, mask in [*regions, *stated_regions(deviation_hu)]:
-            if mask.any():
-                values = calibration(sr_hu, self.hr_hu, deviation_hu, mask)
-                yield self._score(method, region, mask.sum(), values)
-
     def scores(
-        self, method: str, sr_hu: Image, spectra: dict[str, Spectrum], known: dict[str, float]
+        self,
+        method: str,
+        sr_hu: Image,
+        spectra: dict[str, Spectrum],
+        known: dict[str, float],
+        deviation_hu: Image | None = None,
     ) -> Iterator[Score]:
         """How an output does on every region that the slice has.
 
@@ -130,6 +120,7 @@ class Truth:
             sr_hu: ``(y, x)`` in HU.
             spectra: of the output.
             known: values of the whole slice that are known already.
+            deviation_hu: ``(y, x)`` that the output is said to have, if any.
         """
         hr_hu = self.hr_hu
         similarity = metrics.ssim_map(sr_hu, hr_hu, self.window)
@@ -139,8 +130,7 @@ class Truth:
             values = {
                 "psnr_db": metrics.psnr_db(sr_hu, hr_hu, self.window, mask),
                 "ssim": float((similarity if mask is None else similarity[mask]).mean()),
-                "mae_hu": metrics.mae_hu(sr_hu, hr_hu, mask),
-                "bias_hu": metrics.bias_hu(sr_hu, hr_hu, mask),
+                **self._errors(sr_hu, mask, deviation_hu),
             }
             if region == WHOLE:
                 values |= self.own_values(sr_hu) | known
@@ -150,15 +140,32 @@ class Truth:
         if FLAT in spectra:
             yield self._flat(method, spectra[FLAT])
         for tissue, mask in self._tissues.items():
-            errors = {
-                "mae_hu": metrics.mae_hu(sr_hu, hr_hu, mask),
-                "bias_hu": metrics.bias_hu(sr_hu, hr_hu, mask),
-            }
+            errors = self._errors(sr_hu, mask, deviation_hu)
             yield self._score(method, tissue, mask.sum(), errors)
         shown = {as_shown(tissue): mask for tissue, mask in self._tissues_of(sr_hu).items()}
         for region, mask in {**self._insides, **shown}.items():
             bias = {"bias_hu": metrics.bias_hu(sr_hu, hr_hu, mask)}
             yield self._score(method, region, mask.sum(), bias)
+        yield from self._stated(method, sr_hu, deviation_hu)
+
+    def _errors(
+        self, sr_hu: Image, mask: Mask | None, deviation_hu: Image | None
+    ) -> dict[str, float]:
+        """Errors in HU in a region, and how they compare with the deviation, if there is one."""
+        found = {
+            "mae_hu": metrics.mae_hu(sr_hu, self.hr_hu, mask),
+            "bias_hu": metrics.bias_hu(sr_hu, self.hr_hu, mask),
+        }
+        if deviation_hu is not None:
+            found |= calibration(sr_hu, self.hr_hu, deviation_hu, mask)
+        return found
+
+    def _stated(self, method: str, sr_hu: Image, deviation_hu: Image | None) -> Iterator[Score]:
+        if deviation_hu is None:
+            return
+        for region, mask in stated_regions(deviation_hu):
+            values = calibration(sr_hu, self.hr_hu, deviation_hu, mask)
+            yield self._score(method, region, mask.sum(), values)
 
     def reference_scores(self, method: str, spectra: dict[str, Spectrum]) -> Iterator[Score]:
         """What the truth itself reaches, where that is not perfection.

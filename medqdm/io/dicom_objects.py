@@ -140,7 +140,7 @@ def write_parametric_map(
             series_number=_series_number(first, 60),
             series_description=_description(first, "uncertainty HU"),
             content_label="UNCERTAINTY_HU",
-            content_description=f"Deviation over {draws} draws; no error; research use only",
+            content_description=f"Deviation over {draws} draws; a model's; research use only",
             **uids.options(),
             **_equipment(first),
         )

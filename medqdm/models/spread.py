@@ -103,6 +103,7 @@ class Spread(nn.Module):
         z_lr: Latent,
         refined: Refined,
         white: Float[Tensor, "b 1 hs ws"],
+        share: float = 1.0,
     ) -> Float[Tensor, "b 1 hs ws"]:
         """An image decoded of a draw with the texture that latents do not hold, in [-1, 1].
 
@@ -120,16 +121,17 @@ class Spread(nn.Module):
             z_lr: latent of the upsampled LR image.
             refined: regions that carry noise.
             white: standard normal noise, one number per pixel.
+            share: of the deviation that is added, 0 to 1.
         """
-        deviation = (self.pixel_log_variance(z_0, z_lr, refined) / 2).exp()
+        deviation = share * (self.pixel_log_variance(z_0, z_lr, refined) / 2).exp()
         around = [TAPS // 2] * 4
         coloured = functional.conv2d(functional.pad(white, around, mode="circular"), self.filters)
         is_refined = refined.repeat_interleave(self.compression, dim=2)
         is_refined = is_refined.repeat_interleave(self.compression, dim=3)
         noise = torch.where(is_refined, coloured[:, 1:], coloured[:, :1])
         above = (image + 1).clamp_min(1e-6)
-        share = deviation / above  # 1 / sqrt(k)
-        root = (1 - share**2 / 9 + noise * share / 3).clamp_min(0)
+        relative = deviation / above  # 1 / sqrt(k)
+        root = (1 - relative**2 / 9 + noise * relative / 3).clamp_min(0)
         return (above * root**3 - 1).clamp(-1, 1)
 
     @staticmethod

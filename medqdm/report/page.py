@@ -235,12 +235,12 @@ def _settings(record: Mapping[str, Any]) -> str:
     task = record["task"]
     diffusion, window = task["diffusion"], task["window"]
     precision, output = record["precision"], record["output"]
-    steps = diffusion["sampling_steps"] or diffusion["num_steps"]
-    draws = record["draws"]
-    is_guess = DiffusionSection.model_validate(diffusion).gives_guess
-    taken = f"{steps} step{'s' if steps > 1 else ''}, gamma {diffusion['gamma']:g}"
-    if is_guess:
-        taken = "one step from the prior's mean" + ("; draws take 4" if draws > 1 else "")
+    draws, has_spread = record["draws"], record["spread"]
+    section = DiffusionSection.model_validate(diffusion)
+    is_guess = section.gives_guess
+    taken = section.told(mean=record["mean"], has_noise=has_spread)
+    if is_guess and draws > 1 and not record["mean"]:
+        taken += "; draws take 4"
     written = "mean" if record["mean"] else "best guess" if is_guess else "first"
     rows = [
         ("model", task["name"]),
@@ -251,6 +251,7 @@ def _settings(record: Mapping[str, Any]) -> str:
          f"(s = {task['quadtree']['threshold']:g})"),
         ("sampler", f"{diffusion['sampler']['name']}, {taken}"),
         ("draws", str(draws) if draws == 1 else f"{draws}; the {written} is written"),
+        ("spread of the model's errors", "in the draws" if has_spread else "no"),
         ("drawn nearer to the input", "yes" if diffusion["consistency"] else "no"),
         ("seed", record["seed"]),
         ("device", f"{record['device']}, {precision['used']}, batches of {record['batch_size']}"),
@@ -270,8 +271,9 @@ def _reading() -> str:
         "Outside of them the decoder sharpens what the input shows.",
         "LR consistency near the noise of the input says that nothing was moved or made up on the "
         "scale of an input pixel; it does not judge what is finer.",
-        "Uncertainty is what differs from draw to draw. It is no error: what all draws agree on "
-        "can be wrong.",
+        "Uncertainty is what differs from draw to draw. With the spread of the model's errors "
+        "(above) it says how far the output may be off, as far as the model knows; without, only "
+        "what chance did. What all draws agree on can be wrong.",
         "A shift by tissue says whether HU can still be measured there; SD is what single input "
         "pixels differ by, their noise included. Bone includes metal and dense contrast agent.",
         "Interpret with the original series beside it.",

@@ -32,6 +32,8 @@ class Regression(nn.Module):
         self.task = task
         self.network = network
 
+    spread_of_draws = None  # it has no draws
+
     def upsample(self, lr: Image) -> Image:
         """The image as it is: its network enlarges."""
         return lr

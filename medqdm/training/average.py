@@ -6,6 +6,7 @@ what both can do (weight-space ensembles, arXiv:2109.01903).
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -20,7 +21,8 @@ def average(first: Path, second: Path, share: float, out: Path) -> None:
         first: weights of a whole model.
         second: weights of one that was trained on from it; its task is taken.
         share: of the second, 0 to 1.
-        out: the weights file to write; networks for regions are left out, as they know one model.
+        out: the weights file to write; networks for regions and for the
+            spread of draws are left out, as they know one model.
 
     Raises:
         MedQDMError: the share is out of range, or the networks do not match.
@@ -38,9 +40,14 @@ def average(first: Path, second: Path, share: float, out: Path) -> None:
         task=b.task,
         autoencoder_state=_between(a.autoencoder.state_dict(), b.autoencoder.state_dict(), share),
         qdm_state=_between(a.qdm.state_dict(), b.qdm.state_dict(), share),
-        record={**b.record, "average": {"of_sha256": [a.sha256, b.sha256], "share": share}},
+        record={**alone(b.record), "average": {"of_sha256": [a.sha256, b.sha256], "share": share}},
         dtype="float16",
     )
+
+
+def alone(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of a model without that of networks beside it."""
+    return {k: v for k, v in record.items() if k not in {"regions", "spread"}}
 
 
 def _between(a: Mapping[str, Tensor], b: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:

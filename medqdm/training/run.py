@@ -20,6 +20,7 @@ from medqdm.errors import MedQDMError
 from medqdm.models.perceptual import PerceptualDistance, load_perceptual
 from medqdm.models.transformer import QDM
 from medqdm.training.autoencoder import AutoencoderModule
+from medqdm.training.average import alone
 from medqdm.training.diffusion import DiffusionModule
 from medqdm.training.distillation import DistillationModule
 from medqdm.training.fit import fit
@@ -106,7 +107,8 @@ def distill(weights: Path, data: Path, out: Path, settings: Sequence[str] = ()) 
     engine = Engine(task, start.autoencoder, _qdm_of(start, weights))
     record = _fit_after(task, DistillationModule(task, engine), data, out, "distillation")
     task = task.with_diffusion(sampling_steps=1, gamma=0.0)
-    record = {**start.record, "distillation": {**record, "teacher_sha256": start.sha256}}
+    of_teacher = {"distillation": {**record, "teacher_sha256": start.sha256}}
+    record = {**alone(start.record), **of_teacher}
     _export(task, start.autoencoder, engine.qdm, record, out / WEIGHTS)
     return out / WEIGHTS
 

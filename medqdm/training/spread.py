@@ -164,8 +164,11 @@ def _filter_of(correlations: Float[Tensor, "lags lags"]) -> Float[Tensor, "1 tap
     lags = torch.arange(2 * TAPS, dtype=torch.float64)
     away = torch.minimum(lags, 2 * TAPS - lags) / TAPS  # far lags are few products: taper them
     taper = torch.cos(away * torch.pi / 2) ** 2
+    if correlations[0, 0] <= 0:  # the region never occurs: its noise stays white
+        correlations = torch.zeros_like(correlations)
+        correlations[0, 0] = 1
     power = torch.fft.fft2(correlations * taper[:, None] * taper).real.clamp_min(0)
     response = torch.fft.fftshift(torch.fft.ifft2(power.sqrt()).real)
     middle = slice(TAPS - TAPS // 2, TAPS + TAPS // 2 + 1)
     cut = response[middle, middle]
-    return (cut / cut.square().sum().sqrt().clamp_min(1e-12)).float()[None]
+    return (cut / cut.square().sum().sqrt()).float()[None]

@@ -279,7 +279,11 @@ def test_all_degradations_are_reported_side_by_side(command: Command, tmp_path: 
     assert [d["data"]["degradation"]["poisson_scale"] for d in drawn] == [
         [0, 0], [0.05, 0.3], [0.05, 3],
     ]  # fmt: skip
-    assert "mean of 2" in drawn[0]["regions"]["whole"]["mean"]
+    measured = drawn[0]["regions"]["whole"]["mean"]
+    assert measured["mean of 2"]["variance_hu2"]["mean"] >= 0
+    text = (out / "clean" / "results.md").read_text("utf-8")
+    assert "## Deviation over draws" in text
+    assert "| mean of 2 | whole |" in text
     summary = read(out / "results.json")["degradations"]
     assert summary["clean"]["regions"] == drawn[0]["regions"]
     text = (out / "results.md").read_text("utf-8")

@@ -26,7 +26,7 @@ from medqdm.volume import Volume
 UPSCALE = 4
 RECORD = {
     "medqdm": "1.0", "torch": "2.0", "python": "3.11", "device": "cpu", "batch_size": 1,
-    "precision": {"used": "fp32"}, "seed": 0, "draws": 4, "mean": True,
+    "precision": {"used": "fp32"}, "seed": 0, "draws": 4, "mean": True, "spread": True,
     "weights_sha256": "ab" * 32, "threshold_hu": 150.0,
     "task": {
         "name": "sr4", "window": {"center_hu": 0.0, "width_hu": 2000.0},
@@ -134,7 +134,7 @@ def test_the_page_needs_nothing_else_and_is_the_same_each_time() -> None:
 
 def test_the_page_tells_what_was_done() -> None:
     html = render_report(content_of(7))
-    for text in ("x4", "25.0 %", "8.2 HU", "-0.30 HU", "ab" * 32, "150 HU", "uniform, 1 step",
+    for text in ("x4", "25.0 %", "8.2 HU", "-0.30 HU", "ab" * 32, "150 HU", "uniform, steps 1, gamma 1",
                  "4; the mean is written", "Research use only", "synthetic", "Slice 7 of 7",
                  "least like its source", "overlays/segmentation.dcm",
                  "Spacing &lt;b&gt;0.1&lt;/b&gt; mm is odd"):  # fmt: skip

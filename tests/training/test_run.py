@@ -594,3 +594,9 @@ def test_the_average_of_a_short_run_has_left_its_beginning() -> None:
     assert float(late) == pytest.approx(0.005, rel=1e-3)  # then it is the decay
     counted = torch.tensor(7)
     assert step(torch.tensor(3), counted, torch.tensor(5)) is counted
+
+
+def test_a_region_that_never_occurs_has_white_noise() -> None:
+    white = _filter_of(torch.zeros(18, 18, dtype=torch.float64))
+    assert float(white[0, 4, 4]) == pytest.approx(1)
+    assert float(white.square().sum()) == pytest.approx(1)
