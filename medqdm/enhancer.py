@@ -8,7 +8,6 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -32,7 +31,6 @@ MOST_TILES = 64  # beyond, a larger batch only costs memory
 MEMORY_SHARE = 0.6  # of what is free: other tiles hold more detail than the measured one
 BF16_TOLERANCE_HU = 2.0  # mean absolute difference to fp32
 CHECK_LR_PX = 64  # side of the crop on which precision, speed and memory are measured
-_VIEWS: tuple[tuple[int, ...], ...] = ((), (1,), (0,), (0, 1))  # axes that are mirrored
 SLICES_AHEAD = 2  # read before the network needs them
 
 
@@ -169,22 +167,6 @@ class Enhancer:
         self._prepared: Volume | None = None
         self._seconds_per_px = 0.0
         self.engine = engine.to(self.device)
-        self._views = _VIEWS[: self.task.diffusion.views]
-        self._check_views()
-
-    def _check_views(self) -> None:
-        diffusion = self.task.diffusion
-        against = {
-            "sampling steps that draw": not diffusion.gives_guess,
-            f"{self.draws} draws": self.draws > 1,
-            f"steady={diffusion.sampler.steady}": diffusion.sampler.steady != "none",
-        }
-        found = [what for what, is_so in against.items() if is_so]
-        if len(self._views) > 1 and found:
-            raise MedQDMError(
-                f"diffusion.views={diffusion.views}: must go with one step from the prior's mean "
-                f"alone, got {' and '.join(found)}; set diffusion.views=1"
-            )
 
     def _wanted_precision(self) -> Precision:
         if self.asked_precision == "auto":
@@ -281,22 +263,19 @@ class Enhancer:
         indices = range(max(0, first - 1), len(positions))  # a neighbour before, for ``steady``
         with closing(prefetch((volume.hu[z] for z in indices), SLICES_AHEAD)) as images:
             jobs: Iterator[SliceJob] = (
-                job
-                for z, hu in zip(indices, images, strict=True)
-                for job in self._jobs(z, hu, positions[z])
+                self._job(z, hu, positions[z]) for z, hu in zip(indices, images, strict=True)
             )
             if self.task.diffusion.sampler.steady != "none":
                 jobs = steadied(jobs, self.task.diffusion.sampler.steady)
             wanted = (job for job in jobs if job.z >= first)
             done = (job for job in self._run(wanted, tiles_before) if job.z >= start)
-            yield from self._averaged(map_behind(SliceJob.finish, done, 1))
+            yield from map_behind(SliceJob.finish, done, 1)
 
     def _first_of_batch(self, volume: Volume, start: int) -> tuple[int, int]:
         """The slice in which the batch of slice ``start`` begins, and its tiles before that."""
         if start == 0:
             return 0, 0
         tiles = len(self._job(0, np.zeros(volume.shape[1:], dtype=np.float32), 0.0).corners)
-        tiles *= len(self._views)
         return divmod(start * tiles // self.batch_size * self.batch_size, tiles)
 
     def enhance_slice(
@@ -314,23 +293,8 @@ class Enhancer:
                 noise depends; None: z, as if slices lay 1 mm apart.
         """
         position_mm = float(z) if position_mm is None else position_mm
-        done = (job.finish() for job in self._run(self._jobs(z, hu, position_mm)))
-        return next(self._averaged(done))
-
-    def _jobs(self, z: int, hu: NDArray[np.float32], position_mm: float) -> "Iterator[SliceJob]":
-        """A job for each view of a slice."""
-        for axes in self._views:
-            yield self._job(z, np.ascontiguousarray(np.flip(hu, axes)), position_mm)
-
-    def _averaged(self, done: Iterator[EnhancedSlice]) -> Iterator[EnhancedSlice]:
-        """The mean over the views of each slice, turned back; regions are the slice's own."""
-        while group := list(islice(done, len(self._views))):
-            if len(group) == 1:
-                yield group[0]
-                continue
-            images = [np.flip(one.hu, axes) for one, axes in zip(group, self._views, strict=True)]
-            seconds = sum(one.seconds for one in group)
-            yield replace(group[0], hu=np.mean(images, axis=0), seconds=seconds)
+        (job,) = self._run([self._job(z, hu, position_mm)])
+        return job.finish()
 
     def _job(self, z: int, hu: NDArray[np.float32], position_mm: float) -> "SliceJob":
         return SliceJob(self.task, range(self.seed, self.seed + self.draws), z, hu, position_mm)
@@ -340,7 +304,7 @@ class Enhancer:
         self.prepare(volume)
         _, height, width = volume.shape
         job = self._job(0, np.zeros((height, width), dtype=np.float32), 0.0)
-        px = len(self._views) * len(job.corners) * math.prod(job.tile_shape)
+        px = len(job.corners) * math.prod(job.tile_shape)
         return self._seconds_per_px * px * len(volume.hu)
 
     def _run(self, jobs: "Iterable[SliceJob]", tiles_before: int = 0) -> "Iterator[SliceJob]":

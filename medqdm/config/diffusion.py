@@ -131,9 +131,6 @@ class DiffusionSection(Section):
     (``medqdm train-spread``): each step's noise accounts for the error of its estimate, and the
     picture gets the texture that latents do not hold. False: the ancestral steps alone."""
     sampler: SamplerSection = SamplerSection()
-    views: Literal[1, 2, 4] = 1
-    """Views of a slice, mirrored left to right and (4) top to bottom, whose best guesses are
-    averaged; each costs as much as the slice itself. For ``one_step: mean`` alone."""
     consistency: NonNegativeInt = 0
     """Iterations of back-projection that draw the output, reduced, nearer to the input
     (``diffusion.consistency``); 0: none."""
@@ -161,8 +158,7 @@ class DiffusionSection(Section):
             has_noise: whether draws get the spread of the model's errors.
         """
         if self.gives_guess and not mean:
-            views = f", mean of {self.views} mirrored views" if self.views > 1 else ""
-            return f"one step from the prior's mean{views}"
+            return "one step from the prior's mean"
         steps = self.for_draws.sampling_steps or self.num_steps
         noise = ", noise as strong as the model's errors" if has_noise and not mean else ""
         return f"steps {steps}, gamma {self.gamma:g}{noise}"

@@ -136,8 +136,7 @@ def study_budget(
         MedQDMError: anything about data, weights, settings or output that the user can put right.
     """
     study = _Study(data, out, budget.NAME, options)
-    # stages are compared as estimates, of one view
-    enhancer = study.open("diffusion.spread=false", "diffusion.views=1")
+    enhancer = study.open("diffusion.spread=false")  # stages are compared as estimates
     pairs, total = study.pairs(enhancer.task)
     found = budget.measure_budget(enhancer, track(pairs, total))
     budget.write_budget(found, study.out, **study.writing(enhancer.task))
