@@ -238,6 +238,7 @@ def _settings(record: Mapping[str, Any]) -> str:
     draws, has_spread = record["draws"], record["spread"]
     section = DiffusionSection.model_validate(diffusion)
     is_guess = section.gives_guess
+    has_draws = draws > 1 or not is_guess
     taken = section.told(mean=record["mean"], has_noise=has_spread)
     if is_guess and draws > 1 and not record["mean"]:
         taken += "; draws take 4"
@@ -251,7 +252,7 @@ def _settings(record: Mapping[str, Any]) -> str:
          f"(s = {task['quadtree']['threshold']:g})"),
         ("sampler", f"{diffusion['sampler']['name']}, {taken}"),
         ("draws", str(draws) if draws == 1 else f"{draws}; the {written} is written"),
-        ("spread of the model's errors", "in the draws" if has_spread else "no"),
+        ("spread of the model's errors", "in the draws" if has_spread and has_draws else "no"),
         ("drawn nearer to the input", "yes" if diffusion["consistency"] else "no"),
         ("seed", record["seed"]),
         ("device", f"{record['device']}, {precision['used']}, batches of {record['batch_size']}"),

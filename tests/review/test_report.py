@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,20 @@ def test_the_page_tells_what_was_done() -> None:
         assert text in html, text
     assert html.count("least like its source<") == 1
     assert "<b>" not in html
+
+
+@pytest.mark.parametrize(("one_step", "draws", "spread", "told"), [
+    ("mean", 1, True, "no"), ("mean", 8, True, "in the draws"), ("draw", 1, True, "in the draws"),
+    ("mean", 8, False, "no"),
+])  # fmt: skip
+def test_the_page_says_whether_draws_have_the_spread(
+    one_step: str, draws: int, spread: bool, told: str
+) -> None:
+    diffusion = {**RECORD["task"]["diffusion"], "one_step": one_step}
+    task = {**RECORD["task"], "diffusion": diffusion}
+    record = {**RECORD, "task": task, "draws": draws, "mean": False, "spread": spread}
+    html = render_report(replace(content_of(2), record=record))
+    assert f"spread of the model&#x27;s errors</dt><dd>{told}</dd>" in html
 
 
 def test_without_draws_there_is_no_uncertainty() -> None:
