@@ -177,12 +177,13 @@ def _extend(
     pl.seed_everything(task.training.seed, workers=True, verbose=False)
     engine, module = begin(task, start, _qdm_of(start, weights))
     record = {**start.record, stage: _fit_after(task, module, data, out, stage)}
-    if engine.spread is not None:
+    spread = engine.spread
+    if spread is not None:
         source = SliceDataModule(task, data, stage)
-        engine.spread.filters.copy_(measure_texture(engine.eval(), source))
+        on_first_process(lambda: spread.filters.copy_(measure_texture(engine.eval(), source)))
     _export(
         task, start.autoencoder, engine.qdm, record, out / WEIGHTS,
-        regions=engine.regions or start.regions, spread=engine.spread or start.spread,
+        regions=engine.regions or start.regions, spread=spread or start.spread,
     )  # fmt: skip
     return out / WEIGHTS
 
@@ -412,7 +413,7 @@ def _export(
     )
 
 
-def on_first_process(write: Callable[[], None]) -> None:
+def on_first_process(write: Callable[[], object]) -> None:
     """Do something once, while other processes of the run wait for it."""
     if pl.utilities.rank_zero_only.rank == 0:
         write()
