@@ -8,7 +8,7 @@ from medqdm import checkpoint
 from medqdm.config import Task, load_task, parse_task
 from medqdm.diffusion.policies import Random
 from medqdm.diffusion.quadtree import steady
-from medqdm.engine import Engine, autocast, is_bf16_fast
+from medqdm.engine import Engine, _each, autocast, is_bf16_fast
 from medqdm.errors import MedQDMError
 from medqdm.models.windows import WindowIndex
 from medqdm.sampling import random_scores
@@ -395,3 +395,19 @@ def test_precision_follows_the_device() -> None:
     for precision, expected in (("fp32", False), ("bf16", True), ("auto", is_bf16_fast(cpu))):
         with autocast(cpu, precision):
             assert torch.is_autocast_enabled("cpu") is expected
+
+
+@pytest.mark.parametrize("settings", [
+    ("upscale=8",),  # latents finer than the input
+    ("autoencoder.channels=[32, 32, 32, 32]",),  # coarser than it: two cells for a token
+])  # fmt: skip
+def test_refined_cells_lie_where_their_tokens_do(settings: tuple[str, ...]) -> None:
+    engine = make("slice_px=128", *settings)
+    side = 128 // engine.task.upscale
+    image = torch.zeros(1, 1, side, side)
+    random = torch.rand(1, 1, side, 6, generator=torch.Generator().manual_seed(1)) - 0.5
+    image[..., : side // 2, 2:8] = random[..., : side // 2, :]
+    z_lr = engine.encode(engine.upsample(image))
+    tree = engine.quadtree(image)
+    assert 0 < tree.refined.float().mean() < 1
+    assert torch.equal(_each(tree.refined, z_lr), engine.index(tree, z_lr).refined)
