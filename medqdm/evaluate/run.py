@@ -38,13 +38,8 @@ from medqdm.window import Window
 
 Image = NDArray[np.float32]
 REFERENCE = "reference"  # the truth itself, where it is not perfect by definition
-BY_PIXELS = (
-    *TISSUES,
-    *INSIDE,
-    *SHOWN,
-    *calibration.STATED,
-    FLAT,
-)  # regions that differ so in size that slices weigh by it
+# regions that differ so in size that slices weigh by it
+BY_PIXELS = (*TISSUES, *INSIDE, *SHOWN, *calibration.STATED, FLAT)
 METRICS = (
     "psnr_db",
     "ssim",

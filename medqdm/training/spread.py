@@ -55,12 +55,12 @@ class SpreadModule(pl.LightningModule):
         """
         lr, engine = batch["lr"], self.engine
         with torch.no_grad():
-            z_0, z_lr, z, error, refined, t = self._errors(batch["hr"], lr)
+            z_0, z_lr, z, refined, t = self._estimates(batch["hr"], lr)
             known = engine.known_deviation(z_lr, t, refined)
             seen = torch.where(refined, z_0, z)
             apart = (batch["hr"] - engine.decode(seen, lr)) ** 2
         log_variance = self.spread.log_variance(z, z_lr, refined, t, known)
-        latent, latent_ratio = _likelihood(error**2, log_variance, refined.expand_as(error))
+        latent, latent_ratio = _likelihood((z_0 - z) ** 2, log_variance, refined.expand_as(z))
         log_pixel = self.spread.pixel_log_variance(seen, z_lr, refined)
         pixel, pixel_ratio = _likelihood(apart, log_pixel, torch.ones_like(apart).bool())
         return {
@@ -70,8 +70,8 @@ class SpreadModule(pl.LightningModule):
             "pixel_ratio": pixel_ratio.detach(),
         }
 
-    def _errors(self, hr: Image, lr: Image) -> tuple[Tensor, ...]:
-        """Truth, input, estimate, the estimate's error, refined regions and the step."""
+    def _estimates(self, hr: Image, lr: Image) -> tuple[Tensor, ...]:
+        """Truth, input, estimate, refined regions and the step."""
         engine = self.engine
         z_0, z_lr = engine.encode(hr), engine.encode(engine.upsample(lr))
         threshold = 0.0 if torch.rand(()) < ALL_REFINED_SHARE else None
@@ -81,7 +81,7 @@ class SpreadModule(pl.LightningModule):
         z_t = engine.process.diffuse(z_0, z_lr, t, torch.randn_like(z_0), refined)
         scaled = engine.process.scale_input(z_t, t, refined)
         z = engine.predict(scaled, t, lr=lr, z_lr=z_lr, index=index)
-        return z_0, z_lr, z, z_0 - z, refined, t
+        return z_0, z_lr, z, refined, t
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """The same on slices of held-out patients, with the same steps each time."""
