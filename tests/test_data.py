@@ -193,18 +193,25 @@ def test_named_patients_are_held_out(data: Path, task: Task) -> None:
 
 
 @pytest.mark.parametrize(
-    ("held_out", "message"),
+    ("setting", "message"),
     [
-        (("p9",), "must be folders of the data, got p9; there are p0, p1, p2, p3"),
-        (("p0", "p1", "p2", "p3"), "must leave a patient to train on, got all 4"),
+        (
+            "validation_patients=[p9]",
+            "validation_patients: must be folders of the data, got p9; there are p0, p1, p2, p3",
+        ),
+        (
+            "patient_weights={p1: 2, p9: 3}",
+            "patient_weights: must be folders of the data, got p9; there are p0, p1, p2, p3",
+        ),
+        ("validation_patients=[p0, p1, p2, p3]", "must leave a patient to train on, got all 4"),
     ],
 )
 def test_a_split_that_cannot_be_is_refused(
-    data: Path, task: Task, held_out: tuple[str, ...], message: str
+    data: Path, task: Task, setting: str, message: str
 ) -> None:
-    section = task.training.model_copy(update={"validation_patients": held_out})
+    training = override(task, [f"training.{setting}"]).training
     with pytest.raises(MedQDMError, match=message):
-        split_patients(find_patients(data), section)
+        split_patients(find_patients(data), training)
 
 
 def test_one_patient_is_refused(data: Path, task: Task) -> None:
@@ -410,6 +417,20 @@ def test_patients_are_drawn_with_equal_probability(data: Path, task: Task) -> No
     counts = Counter(sample["patient"] for sample in drawn)
     assert min(counts.values()) > 33  # by slices, p0 would get 24 of 200
     assert {s["slice"] for s in drawn if s["patient"] == "p3"} == set(range(12))
+
+
+def test_weights_balance_patients(data: Path, task: Task) -> None:
+    weighted = override(task, ["training.patient_weights={p0: 3, p1: 0.5}"])
+    samples = TrainingSlices(weighted, "diffusion", find_patients(data))
+    counts = Counter(samples[index]["patient"] for index in range(220))
+    expected = {"p0": 120, "p1": 20, "p2": 40, "p3": 40}  # of 3 + 0.5 + 1 + 1
+    for patient, number in expected.items():
+        assert abs(counts[patient] - number) < 3.5 * number**0.5
+
+
+def test_a_weight_must_be_above_0(task: Task) -> None:
+    with pytest.raises(MedQDMError, match=r"patient_weights\.p0"):
+        override(task, ["training.patient_weights={p0: 0}"])
 
 
 def test_a_sample_is_a_function_of_seed_stage_and_number(data: Path, task: Task) -> None:

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from medqdm.config.fields import Precision, Probability, Section
 
@@ -151,6 +151,9 @@ class TrainingSection(Section):
     validation_patients: tuple[str, ...] = ()
     """Patient folders held out; empty: validation_share of the patients, drawn by the seed."""
     validation_share: Probability = 0.15
+    patient_weights: dict[str, PositiveFloat] = Field(default_factory=dict)
+    """How often slices of a patient folder are drawn, 1 where it is not named: to balance parts of
+    the body, or to let a resampled scan count less."""
     validation_slices: PositiveInt = 16
     """Slices of the held-out patients that each validation looks at."""
     validate_every: PositiveInt = 1000

@@ -169,8 +169,8 @@ def _crop_px(task: Task, stage: Stage) -> int:
 class TrainingSlices(Dataset[dict[str, Any]]):
     """Sample ``i`` is a function of the seed, the stage and ``i`` alone; there is no end.
 
-    Patients are drawn with equal probability, then slices, so a long scan does not outweigh the
-    others.
+    Patients are drawn by ``training.patient_weights``, then one of their slices evenly, so a long
+    scan does not outweigh the others.
 
     Args:
         task: settings.
@@ -182,12 +182,14 @@ class TrainingSlices(Dataset[dict[str, Any]]):
         self.slice_px = task.slice_px
         self.patients = patients
         self.transforms = train_transforms(task, stage)
+        weights = np.array([task.training.patient_weights.get(p.name, 1.0) for p in patients])
+        self._shares = weights / weights.sum()
         self._seed = (task.training.seed, _STREAMS[stage])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """A sample with ``hr``, ``lr``, ``patient``, ``slice`` and ``spacing_mm``."""
         random = np.random.default_rng((*self._seed, index))
-        patient = self.patients[int(random.integers(len(self.patients)))]
+        patient = self.patients[int(random.choice(len(self.patients), p=self._shares))]
         count = len(load_slices(patient, self.slice_px).hu)
         chosen = {"patient": patient, "slice": int(random.integers(count))}
         self.transforms.set_random_state(seed=int(random.integers(2**32)))

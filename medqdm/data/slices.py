@@ -111,7 +111,8 @@ def split_patients(
 
     Args:
         patients: at least two.
-        training: ``validation_patients``, or else ``validation_share`` and ``seed``.
+        training: ``validation_patients``, or else ``validation_share`` and ``seed``; and the names
+            in ``patient_weights``.
 
     Raises:
         MedQDMError: one side would be empty, or a name is not there.
@@ -123,12 +124,15 @@ def split_patients(
             "patient that training never sees, so add one"
         )
     held_out = set(training.validation_patients)
-    unknown = sorted(held_out - set(names))
-    if unknown:
-        raise MedQDMError(
-            f"training.validation_patients: must be folders of the data, got {', '.join(unknown)}; "
-            f"there are {', '.join(names)}"
-        )
+    for setting, named in (
+        ("validation_patients", held_out),
+        ("patient_weights", set(training.patient_weights)),
+    ):
+        if unknown := sorted(named - set(names)):
+            raise MedQDMError(
+                f"training.{setting}: must be folders of the data, got {', '.join(unknown)}; "
+                f"there are {', '.join(names)}"
+            )
     if not held_out:
         order = np.random.default_rng(training.seed).permutation(sorted(names))
         share = round(training.validation_share * len(names))

@@ -1,8 +1,6 @@
 """Budget: how many decibels each stage loses, by putting the truth in its place."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -12,30 +10,22 @@ from torch.nn import functional
 
 from medqdm.config import Task
 from medqdm.data import Pair
+from medqdm.diffusion.policies import Policy
+from medqdm.diffusion.quadtree import Quadtree
+from medqdm.diffusion.sampler import step_index
 from medqdm.engine import autocast
 from medqdm.enhancer import Enhancer
 from medqdm.errors import MedQDMError
-from medqdm.evaluate.document import (
-    UNITS_ARE_PATIENTS,
-    cell,
-    heading,
-    number,
-    table,
-    with_interval,
-    write_document,
-)
 from medqdm.evaluate.methods import Model, enhance_one
-from medqdm.evaluate.report import results
 from medqdm.evaluate.run import REFERENCE, Evaluation, check_pair, describe
 from medqdm.evaluate.seams import Borders, borders_of
-from medqdm.evaluate.truth import BODY, WHOLE, Truth
+from medqdm.evaluate.truth import Truth
 from medqdm.jobs import SliceJob, Tile
 from medqdm.picture import upsample_bicubic
+from medqdm.sampling import tokens_of_regions
 from medqdm.volume import Volume
 
 Image = NDArray[np.float32]
-NAME = "budget"
-
 MODEL = "model"
 TRUE_EVERYWHERE = "true latent everywhere"
 TRUE_REFINED = "true latent where refined"
@@ -44,6 +34,8 @@ NO_TRANSFORMER = "input's latent, no transformer"
 DENSE = "model, all refined (s = 0)"
 IN_TILES = "model in tiles"
 BICUBIC = "bicubic"
+TRUE_WITH_TEXTURE = "true latent, texture of a draw"
+DRAW = "draw"
 STAGES = {
     TRUE_EVERYWHERE: "the decoder alone on the truth's latent: the ceiling of any denoiser",
     TRUE_REFINED: "the model elsewhere: what the unrefined regions cost",
@@ -54,29 +46,16 @@ STAGES = {
     IN_TILES: "the slice continued by its mirror image and cut in four tiles, then fused",
     BICUBIC: "no network",
 }
-LOSSES = (
-    ("unrefined regions (the mask)", TRUE_EVERYWHERE, TRUE_REFINED),
-    ("denoiser in refined regions", TRUE_EVERYWHERE, TRUE_UNREFINED),
-    ("both together", TRUE_EVERYWHERE, MODEL),
-    ("leaving out what the mask leaves out", DENSE, MODEL),
-    ("cutting the slice into tiles", MODEL, IN_TILES),
-    ("having no transformer", MODEL, NO_TRANSFORMER),
-    ("having no network at all", MODEL, BICUBIC),
-)
-_METRICS = (
-    ("PSNR [dB]", "psnr_db", WHOLE, ".2f"),
-    ("SSIM", "ssim", WHOLE, ".4f"),
-    ("MAE [HU]", "mae_hu", WHOLE, ".2f"),
-    ("body PSNR [dB]", "psnr_db", BODY, ".2f"),
-    ("body SSIM", "ssim", BODY, ".4f"),
-)
 
 
-def measure_budget(enhancer: Enhancer, pairs: Iterable[Pair]) -> Evaluation:
+def measure_budget(
+    enhancer: Enhancer, pairs: Iterable[Pair], drawing: Enhancer | None = None
+) -> Evaluation:
     """Score the model with the truth in the place of one stage after the other.
 
     Args:
         enhancer: the loaded model.
+        drawing: the same with settings that draw, for the stages of ``draws``; None: without them.
         pairs: see ``open_pairs``; each must fit into one tile.
 
     Raises:
@@ -95,6 +74,8 @@ def measure_budget(enhancer: Enhancer, pairs: Iterable[Pair]) -> Evaluation:
         outputs[BICUBIC] = upsample_bicubic(pair["lr_hu"], task.upscale)
         for stage in STAGES:
             found.add(truth, stage, outputs[stage], {})
+        for stage, hu in draws(drawing, pair) if drawing is not None else ():
+            found.add(truth, stage, hu, {})
         found.add(truth, REFERENCE, pair["hr_hu"], {})
     if not found.scores:
         raise MedQDMError(
@@ -117,19 +98,8 @@ def stages(enhancer: Enhancer, pair: Pair) -> Iterator[tuple[str, Image]]:
     Raises:
         MedQDMError: the slice is larger than one tile.
     """
-    task, engine = enhancer.task, enhancer.engine
-    job = SliceJob(task, [enhancer.seed], 0, pair["lr_hu"], float(pair["slice"]))
-    if len(job.corners) > 1:
-        raise MedQDMError(
-            f"--budget: slices must be at most {task.slice_px} pixels wide, got "
-            f"{' x '.join(map(str, pair['hr_hu'].shape))}; give slices of the task's size"
-        )
-    lr = job.lr[None, None].to(enhancer.device)
-    hr = _padded(pair["hr_hu"], task, lr).to(enhancer.device)
-
-    def noise(k: int) -> Tensor:
-        return job.tile_noise(0, 0, k, 0)[None].to(enhancer.device)
-
+    engine = enhancer.engine
+    job, lr, hr, noise = _opened(enhancer, pair)
     with autocast(enhancer.device, enhancer.precision):
         z_lr, z_hr = engine.encode(engine.upsample(lr)), engine.encode(hr)
         tree, dense = engine.quadtree(lr), engine.quadtree(lr, threshold=0.0)
@@ -147,10 +117,84 @@ def stages(enhancer: Enhancer, pair: Pair) -> Iterator[tuple[str, Image]]:
             NO_TRANSFORMER: z_lr,
         }
         for name, latent in latents.items():
-            again = job.afresh()
-            sr = engine.decode(latent, lr)[0].cpu()
-            again.add(Tile(again, 0, 0), sr, tree.refined[0].cpu(), 0.0)
-            yield name, again.finish().hu
+            yield name, _finished(job, engine.decode(latent, lr), tree)
+
+
+@torch.no_grad()
+def draws(enhancer: Enhancer, pair: Pair) -> Iterator[tuple[str, Image]]:
+    """Draws of which chance decides more and more.
+
+    First the truth's latent with the texture of a draw; then z_t is the truth's, diffused, down to
+    the last step, to the last but one, and so on, and sampled from there; the last is a draw.
+
+    Args:
+        enhancer: the loaded model, with settings that draw.
+        pair: a slice of one tile.
+
+    Yields:
+        Name of a stage and its ``(y, x)`` output in HU, from the truth to the draw.
+
+    Raises:
+        MedQDMError: the slice is larger than one tile.
+    """
+    engine = enhancer.engine
+    process = engine.process
+    job, lr, hr, noise = _opened(enhancer, pair)
+    with autocast(enhancer.device, enhancer.precision):
+        z_lr, z_hr = engine.encode(engine.upsample(lr)), engine.encode(hr)
+        tree = engine.quadtree(lr)
+        index = engine.index(tree, z_lr)
+
+        def shown(z: Tensor) -> Image:
+            white = job.white[None].to(enhancer.device)
+            maps, _ = engine.show([z], lr, z_lr=z_lr, refined=tree.refined, white=lambda: white)
+            return _finished(job, maps, tree)
+
+        yield TRUE_WITH_TEXTURE, shown(z_hr)
+        prior = process.prior(torch.zeros_like(z_lr), torch.ones_like(z_lr))  # its deviation
+        steps = process.schedule.subset(enhancer.task.diffusion.sampling_steps)
+        for k in range(len(steps) - 1, 0, -1):
+            t = step_index(steps[k], z_lr)
+            z_t = process.diffuse(z_hr, z_lr, t, noise(0), index.refined)
+
+            def onwards(draw: int, start: Tensor = (z_t - z_lr) / prior) -> Tensor:
+                return noise(draw) if draw else start
+
+            policy = Policy(steps[k:], tokens_of_regions(index))
+            yield true_until(steps[k]), shown(engine.denoise(lr, z_lr, index, onwards, policy))
+        yield DRAW, shown(engine.denoise(lr, z_lr, index, noise))
+
+
+def true_until(t: int) -> str:
+    """The stage in which z_t is the truth's down to an index."""
+    return f"draw, true until step {t}"
+
+
+def _opened(
+    enhancer: Enhancer, pair: Pair
+) -> tuple[SliceJob, Tensor, Tensor, Callable[[int], Tensor]]:
+    """A slice of one tile, its input and truth in [-1, 1], (1, 1, h, w) each, and its noise."""
+    task = enhancer.task
+    job = SliceJob(task, [enhancer.seed], 0, pair["lr_hu"], float(pair["slice"]))
+    if len(job.corners) > 1:
+        raise MedQDMError(
+            f"--budget: slices must be at most {task.slice_px} pixels wide, got "
+            f"{' x '.join(map(str, pair['hr_hu'].shape))}; give slices of the task's size"
+        )
+    lr = job.lr[None, None].to(enhancer.device)
+    hr = _padded(pair["hr_hu"], task, lr).to(enhancer.device)
+
+    def noise(k: int) -> Tensor:
+        return job.tile_noise(0, 0, k, 0)[None].to(enhancer.device)
+
+    return job, lr, hr, noise
+
+
+def _finished(job: SliceJob, sr: Tensor, tree: Quadtree) -> Image:
+    """What a slice becomes whose one tile came back as (1, 1, h, w) in [-1, 1]."""
+    again = job.afresh()
+    again.add(Tile(again, 0, 0), sr[0].cpu(), tree.refined[0].cpu(), 0.0)
+    return again.finish().hu
 
 
 def _padded(hr_hu: Image, task: Task, lr: Tensor) -> Tensor:
@@ -206,120 +250,3 @@ class Tiled(Model):
             for lines, side in zip((tiles.rows, tiles.columns), lr_shape, strict=True)
         )
         return Borders(rows, columns, tiles.beside_px)
-
-
-def write_budget(
-    found: Evaluation, out: Path, *, about: Mapping[str, Any], overwrite: bool = False
-) -> None:
-    """Write ``budget.json`` and ``budget.md`` into a folder, whole or not.
-
-    Args:
-        found: what ``measure_budget`` found.
-        out: the folder to appear.
-        about: what the data were, as JSON; no paths.
-        overwrite: whether a folder with files in it may be replaced.
-
-    Raises:
-        MedQDMError: something is there that may not be replaced.
-    """
-    write_document(
-        out,
-        NAME,
-        data={"lost_db": losses(found), **results(found, about)},
-        text=markdown(found, about),
-        figures={},
-        overwrite=overwrite,
-    )
-
-
-def losses(found: Evaluation) -> dict[str, Any]:
-    """What each stage loses to decibels of PSNR, with intervals over patients."""
-    return {what: found.difference("psnr_db", after, ours=before) for what, before, after in LOSSES}
-
-
-def markdown(found: Evaluation, about: Mapping[str, Any]) -> str:
-    """Stages, what is lost between them, and seams."""
-    task = found.settings["task"]
-    lines = [
-        f"# Error budget of {task['name']}, x{task['upscale']} in plane",
-        "",
-        heading(found.settings, sum(found.slices.values()), len(found.slices)),
-        "",
-        *(f"- {key}: {cell(value)}" for key, value in about.items()),
-        "",
-        "Each row decodes another mixture of the model's latents and the truth's. Losses do not "
-        "add up: two errors that lie in different places cost less together than the sum of both.",
-        "",
-        UNITS_ARE_PATIENTS,
-        "",
-        "## Stages",
-        "",
-        *table(
-            ["stage", *(title for title, *_ in _METRICS), "what it is"],
-            [
-                [
-                    stage,
-                    *(with_interval(found.mean(m, stage, r), style) for _, m, r, style in _METRICS),
-                    what,
-                ]
-                for stage, what in STAGES.items()
-            ],
-        ),
-        "",
-        "## What is lost",
-        "",
-        *table(
-            ["by", "from", "to", "PSNR lost [dB]", "SSIM lost", "body PSNR lost [dB]"],
-            [
-                [
-                    what,
-                    before,
-                    after,
-                    with_interval(found.difference("psnr_db", after, ours=before), "+.3f"),
-                    with_interval(found.difference("ssim", after, ours=before), "+.4f"),
-                    with_interval(found.difference("psnr_db", after, BODY, ours=before), "+.3f"),
-                ]
-                for what, before, after in LOSSES
-            ],
-        ),
-        "",
-        "## Seams",
-        "",
-        "Mean step across borders over that an input pixel beside them, over the truth's own at "
-        "the same places; 1: no seam. Tile borders are those of the row in tiles; in the other "
-        "rows nothing is cut there.",
-        "",
-        *_seams(found),
-        "",
-        "## Patient by patient, PSNR [dB]",
-        "",
-        *_by_patient(found),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _seams(found: Evaluation) -> list[str]:
-    def shown(stage: str, place: str) -> str:
-        if stage == IN_TILES and place != "tile":  # the tiles' own cells and windows lie elsewhere
-            return "-"
-        return with_interval(found.ratio(f"seam_{place}", stage), ".3f")
-
-    places = ("pixel", "cell", "window", "tile")
-    return table(
-        ["", *(f"{place}s" for place in places)],
-        [
-            [stage, *(shown(stage, place) for place in places)]
-            for stage in (MODEL, IN_TILES, TRUE_EVERYWHERE, BICUBIC)
-        ],
-    )
-
-
-def _by_patient(found: Evaluation) -> list[str]:
-    means = {stage: found.patient_means("psnr_db", stage) for stage in STAGES}
-    return table(
-        ["patient", "slices", *STAGES],
-        [
-            [patient, str(count), *(number(means[stage].get(patient), ".2f") for stage in STAGES)]
-            for patient, count in found.slices.items()
-        ],
-    )

@@ -17,8 +17,9 @@ from medqdm.evaluate.truth import BODY, FLAT, WHOLE
 from medqdm.metrics import TISSUES
 
 # (title, metric, region) of what is shown as a multiple of the truth's own
-_RATIOS = (
+RATIOS = (
     ("edge rise", "edge_rise_mm", WHOLE),
+    ("edges as shown", "shown_rise_mm", WHOLE),
     ("flat: SD", "sd_hu", FLAT),
     ("flat: power below", "power_low_hu2", FLAT),
     ("flat: power above", "power_high_hu2", FLAT),
@@ -36,7 +37,7 @@ def ratios(evaluation: Evaluation) -> dict[str, Any]:
     return {
         method: {
             f"{region}.{metric}": found
-            for _, metric, region in _RATIOS
+            for _, metric, region in RATIOS
             if (found := evaluation.ratio(metric, method, region)) is not None
         }
         for method in evaluation.methods
@@ -108,7 +109,9 @@ def detail_lines(evaluation: Evaluation) -> Iterator[str]:
     yield ""
     yield (
         "1 is the truth; means over patients are geometric. Edge rise: median from 10 to 90 % at "
-        "the truth's strong edges (steps of 300 HU or more); above 1 is softer. Flat: squares of "
+        "the truth's strong edges (steps of 300 HU or more); above 1 is softer. Edges as shown: "
+        "the same at the strong edges of the output, wherever they are: a sample of the truth may "
+        "have them elsewhere, but as sharp. Flat: squares of "
         "32 pixels of soft tissue without "
         "structure; body: such squares anywhere in the body. SD: standard deviation there. Power: "
         f"variance at frequencies below and above the input's Nyquist limit, 1/{2 * factor} cycles "
@@ -118,7 +121,7 @@ def detail_lines(evaluation: Evaluation) -> Iterator[str]:
         "above 1 shows a grid that the truth does not have."
     )
     yield ""
-    shown = [r for r in _RATIOS if any(evaluation.ratio(r[1], m, r[2]) for m in evaluation.methods)]
+    shown = [r for r in RATIOS if any(evaluation.ratio(r[1], m, r[2]) for m in evaluation.methods)]
     rows = [
         [method, *(with_interval(evaluation.ratio(m, method, r), ".3f") for _, m, r in shown)]
         for method in evaluation.methods
@@ -149,7 +152,7 @@ def detail_lines(evaluation: Evaluation) -> Iterator[str]:
 
 def _own(evaluation: Evaluation, metric: str, region: str) -> str:
     found = evaluation.mean(metric, REFERENCE, region)
-    unit = {"edge_rise_mm": " mm", "sd_hu": " HU"}.get(metric, "")
+    unit = {"sd_hu": " HU"}.get(metric, " mm" if metric.endswith("_mm") else "")
     unit = unit or (" HU^2" if metric.endswith("hu2") else "")
     return "-" if found is None else f"{found.mean:.3g}{unit}"
 
@@ -200,7 +203,7 @@ def plot(evaluation: Evaluation) -> Figure:
     _points(axes[0, 0], by_tissue, level=0.0)
     axes[0, 0].set_title("bias by tissue", loc="left")
     axes[0, 0].set_ylabel("mean signed error [HU]")
-    kept = [r for r in _RATIOS if "power" not in r[1]]
+    kept = [r for r in RATIOS if "power" not in r[1]]
     by_ratio: dict[str, Mapping[str, Interval | None]] = {
         method: {title: evaluation.ratio(m, method, r) for title, m, r in kept}
         for method in evaluation.methods

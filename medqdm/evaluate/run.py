@@ -52,6 +52,7 @@ METRICS = (
     "tokens",
     "seconds",
     "edge_rise_mm",
+    "shown_rise_mm",
     "sd_hu",
     "power_low_hu2",
     "power_high_hu2",

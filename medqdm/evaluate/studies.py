@@ -8,7 +8,7 @@ from medqdm.config import Task
 from medqdm.data import Pair, find_patients, is_prepared
 from medqdm.enhancer import Enhancer
 from medqdm.errors import MedQDMError
-from medqdm.evaluate import budget, knob, lesions, lesions_report
+from medqdm.evaluate import budget, budget_report, knob, lesions, lesions_report
 from medqdm.evaluate.against import open_against
 from medqdm.evaluate.api import degraded_by
 from medqdm.evaluate.document import marker
@@ -135,11 +135,16 @@ def study_budget(
     Raises:
         MedQDMError: anything about data, weights, settings or output that the user can put right.
     """
-    study = _Study(data, out, budget.NAME, options)
+    study = _Study(data, out, budget_report.NAME, options)
     enhancer = study.open("diffusion.spread=false")  # stages are compared as estimates
+    steps = enhancer.task.diffusion.for_draws.sampling_steps
+    drawing = study.open(f"diffusion.sampling_steps={'null' if steps is None else steps}")
+    has_spread = drawing.engine.spread_of_draws is not None
     pairs, total = study.pairs(enhancer.task)
-    found = budget.measure_budget(enhancer, track(pairs, total))
-    budget.write_budget(found, study.out, **study.writing(enhancer.task))
+    found = budget.measure_budget(
+        enhancer, track(pairs, total), drawing=drawing if has_spread else None
+    )
+    budget_report.write_budget(found, study.out, **study.writing(enhancer.task))
     return found
 
 

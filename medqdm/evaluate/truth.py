@@ -181,19 +181,20 @@ class Truth:
             yield self._flat(method, spectra[FLAT])
 
     def own_values(self, hu: Image) -> dict[str, float]:
-        """What an image shows by itself: LR consistency, edge rise and seams, as far as it can."""
+        """What an image shows: LR consistency, rise of the truth's edges and of its own, seams."""
         found = {
             "lr_consistency_hu": metrics.lr_consistency_hu(hu, self.lr_hu),
-            "edge_rise_mm": self._rise_mm(hu),
+            "edge_rise_mm": self._rise_mm(hu, self._edges),
+            "shown_rise_mm": self._rise_mm(hu, metrics.find_edges(hu)),
         }
         for name, borders in self._borders.items():
             found[f"seam_{name}"] = seam_ratio(hu, borders, self.body)
         return {name: value for name, value in found.items() if not math.isnan(value)}
 
-    def _rise_mm(self, hu: Image) -> float:
-        if len(self._edges) < LEAST_EDGES:
+    def _rise_mm(self, hu: Image, edges: metrics.Edges) -> float:
+        if len(edges) < LEAST_EDGES:
             return math.nan
-        rise_px = float(np.median(metrics.edge_rises_px(hu, self._edges)))
+        rise_px = float(np.median(metrics.edge_rises_px(hu, edges)))
         return rise_px * self.pair["spacing_mm"]
 
     def spectra(self, hu: Image) -> dict[str, Spectrum]:

@@ -214,10 +214,10 @@ def test_methods_of_one_name_or_of_another_size_are_refused() -> None:
 # beside the truth's own
 
 
-def stepped(px: int = 192) -> Image:
+def stepped(px: int = 192, radius: float = 0.45) -> Image:
     """A body of noisy soft tissue with a lung, its edges 1.2 pixels wide, and noise of 10 HU."""
     y, x = np.mgrid[:px, :px] - (px - 1) / 2
-    hu = np.where(np.hypot(y, x) < 0.45 * px, 40.0, -1000.0)
+    hu = np.where(np.hypot(y, x) < radius * px, 40.0, -1000.0)
     hu[(np.hypot(y, x + 0.22 * px) < 0.15 * px)] = -850
     blurred = ndimage.gaussian_filter(hu, 1.2)
     return (blurred + np.random.default_rng(0).normal(0, 10, hu.shape)).astype(np.float32)
@@ -264,6 +264,14 @@ def test_a_blurred_output_has_soft_edges_and_little_fine_power() -> None:
     )
     low = kept[(larger < 0.125) & (larger > 0)].mean()
     assert ratio(found, "power_low_hu2", "flat") == pytest.approx(low, rel=0.15)
+
+
+def test_edges_in_another_place_are_as_sharp_as_shown() -> None:
+    moved = detailed(lambda _: stepped(radius=0.4))
+    assert ratio(moved, "edge_rise_mm") > 3
+    assert ratio(moved, "shown_rise_mm") == pytest.approx(1, rel=0.03)
+    soft = detailed(lambda hr: ndimage.gaussian_filter(hr, 0.8))
+    assert ratio(soft, "shown_rise_mm") == pytest.approx(ratio(soft, "edge_rise_mm"), rel=0.05)
 
 
 def test_a_grid_of_windows_shows_at_windows() -> None:

@@ -24,6 +24,7 @@ from medqdm.evaluate import Evaluation, measure_budget, parse_thresholds
 from medqdm.evaluate.budget import (
     BICUBIC,
     DENSE,
+    DRAW,
     IN_TILES,
     MODEL,
     NO_TRANSFORMER,
@@ -31,10 +32,13 @@ from medqdm.evaluate.budget import (
     TRUE_EVERYWHERE,
     TRUE_REFINED,
     TRUE_UNREFINED,
+    TRUE_WITH_TEXTURE,
     Tiled,
-    losses,
+    draws,
     stages,
+    true_until,
 )
+from medqdm.evaluate.budget_report import losses
 from medqdm.evaluate.methods import enhance_one
 from medqdm.loading import bundled_weights
 
@@ -191,8 +195,14 @@ def sr4() -> Enhancer:
 
 
 @pytest.fixture(scope="module")
-def budget(sr4: Enhancer, chest: Pair) -> Evaluation:
-    return measure_budget(sr4, [chest])
+def drawing() -> Enhancer:
+    settings = ["diffusion.sampling_steps=3"]
+    return Enhancer(bundled_weights("sr4"), device="cpu", precision="fp32", overrides=settings)
+
+
+@pytest.fixture(scope="module")
+def budget(sr4: Enhancer, drawing: Enhancer, chest: Pair) -> Evaluation:
+    return measure_budget(sr4, [chest], drawing)
 
 
 @pytest.fixture(scope="module")
@@ -207,12 +217,27 @@ def psnr(found: Evaluation, stage: str) -> float:
 
 
 def test_the_more_truth_the_better(budget: Evaluation) -> None:
-    assert list(STAGES) == budget.methods
+    assert list(STAGES) == budget.methods[: len(STAGES)]
     assert psnr(budget, TRUE_EVERYWHERE) > psnr(budget, TRUE_REFINED) > psnr(budget, MODEL)
     assert psnr(budget, TRUE_EVERYWHERE) > psnr(budget, TRUE_UNREFINED) > psnr(budget, MODEL)
     assert psnr(budget, MODEL) > psnr(budget, NO_TRANSFORMER) > psnr(budget, BICUBIC)
     assert psnr(budget, DENSE) == pytest.approx(psnr(budget, MODEL), abs=0.3)
     assert psnr(budget, IN_TILES) == pytest.approx(psnr(budget, MODEL), abs=0.3)
+
+
+def test_draws_lose_with_each_step_that_they_sample(
+    budget: Evaluation, drawing: Enhancer, chest: Pair
+) -> None:
+    chain = [TRUE_WITH_TEXTURE, true_until(0), true_until(7), DRAW]
+    assert budget.methods[len(STAGES) :] == chain
+    reached = [psnr(budget, stage) for stage in (TRUE_EVERYWHERE, *chain)]
+    assert reached[0] > reached[1] + 1  # texture is chance
+    assert reached[2] == pytest.approx(reached[1], abs=1.5)  # step 0 is all but the truth
+    assert reached[2] > reached[3] + 0.5
+    assert reached[3] > reached[4] + 0.5
+    assert dict(draws(drawing, chest))[DRAW] == pytest.approx(
+        drawing.enhance_slice(chest["lr_hu"], position_mm=7.0).hu, abs=0.5
+    )
 
 
 def test_losses_are_differences_of_stages(budget: Evaluation) -> None:
