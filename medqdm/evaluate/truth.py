@@ -139,11 +139,11 @@ class Truth:
             yield self._score(method, region, hr_hu.size if mask is None else mask.sum(), values)
         if FLAT in spectra:
             yield self._flat(method, spectra[FLAT])
-        for tissue, mask in self._tissues.items():
-            errors = self._errors(sr_hu, mask, deviation_hu)
-            yield self._score(method, tissue, mask.sum(), errors)
         shown = {as_shown(tissue): mask for tissue, mask in self._tissues_of(sr_hu).items()}
-        for region, mask in {**self._insides, **shown}.items():
+        for region, mask in {**self._tissues, **shown}.items():
+            errors = self._errors(sr_hu, mask, deviation_hu)
+            yield self._score(method, region, mask.sum(), errors)
+        for region, mask in self._insides.items():
             bias = {"bias_hu": metrics.bias_hu(sr_hu, hr_hu, mask)}
             yield self._score(method, region, mask.sum(), bias)
         yield from self._stated(method, sr_hu, deviation_hu)

@@ -57,6 +57,28 @@ def test_pixels_are_sorted_by_what_is_stated() -> None:
     )
 
 
+def test_a_deviation_that_is_right_is_so_as_shown_not_by_the_truth() -> None:
+    found = Evaluation({"task": {"upscale": TASK.upscale}}, TASK.hu_window)
+    random, side, block = np.random.default_rng(0), 640, 16
+    apart = random.normal(0, 150, (side // block,) * 2)
+    hr = (100 + apart).repeat(block, 0).repeat(block, 1).astype(np.float32)
+    lr = hr[:: TASK.upscale, :: TASK.upscale]
+    pair = Pair(hr_hu=hr, lr_hu=lr, patient="p", slice=0, spacing_mm=0.7)
+    guess = np.full_like(hr, 100)
+    found.add(Truth(pair, TASK), "guess", guess, {}, np.full_like(hr, 150))
+
+    def ratio(region: str) -> float:
+        squared, variance = (
+            found.mean(f"{metric}_hu2", "guess", region).mean
+            for metric in ("squared_error", "variance")
+        )
+        return float((squared / variance) ** 0.5)
+
+    assert ratio("soft tissue as shown") == pytest.approx(1, abs=0.1)
+    assert ratio("soft tissue") < 0.6
+    assert ratio("bone") > 1.4
+
+
 def test_every_pixel_lies_in_one_range() -> None:
     deviation = np.array([[0, 4.9], [5, 159], [160, 1e4]], np.float32)
     total = sum(mask.astype(int) for _, mask in stated_regions(deviation))
