@@ -32,7 +32,7 @@ from medqdm.data import (
     train_transforms,
 )
 from medqdm.data.module import BatchNumbers
-from medqdm.data.samples import TrainingSlices
+from medqdm.data.samples import RandReduceD, TrainingSlices
 from medqdm.data.slices import area_weights, spread, to_hr_slices
 from medqdm.degrade import DegradationParams, degrade
 from medqdm.errors import MedQDMError
@@ -387,6 +387,49 @@ def test_shifted_samples_are_parts_of_the_mirrored_slice(data: Path, task: Task)
         places.append(tuple((hits[0] | hits[1]).nonzero()[0].tolist()))
     assert 8 <= sum(place == (32, 32) for place in places) <= 22
     assert len(set(places)) > 8
+
+
+def reduced_samples(data: Path, task: Task, stage: Any, *settings: str) -> list[dict[str, Any]]:
+    settings = ("training.reduce_probability=1", "training.largest_reduction=2", *settings)
+    samples = TrainingSlices(override(task, settings), stage, find_patients(data))
+    return [samples[k] for k in range(20)]
+
+
+def test_reduced_slices_are_wider_spaced_and_lie_in_air(data: Path, task: Task) -> None:
+    px = task.slice_px
+    spacings, corners = [], []
+    for sample in reduced_samples(data, task, "diffusion"):
+        hr = sample["hr"][0]
+        assert hr.shape == (px, px)
+        rows, columns = ((hr > -0.9).any(dim=k).nonzero()[:, 0] for k in (1, 0))
+        spacings.append(sample["spacing_mm"])
+        corners.append((int(rows[0]), int(columns[0])))
+        # discs of a quarter to 0.45 of the side, reduced
+        expected = 2 * px * 0.45 * (0.5 * 128 / px) / sample["spacing_mm"]
+        assert len(rows) <= expected + 2
+    assert max(spacings) > 1.6 * min(spacings)
+    assert len(set(corners)) > 10
+
+
+def test_crops_of_reduced_slices_lie_within_them(data: Path, task: Task) -> None:
+    crop = task.slice_px // 2
+    for sample in reduced_samples(
+        data, task, "autoencoder", f"training.autoencoder.crop_px={crop}", "training.flips=x"
+    ):
+        assert sample["hr"].shape == (1, crop, crop)
+        assert sample["hr"].mean() > -0.99  # a slice is wider than its air
+
+
+def test_reducing_keeps_the_mean_of_what_lies_in_air(data: Path, task: Task) -> None:
+    reduce = RandReduceD(["hr"], 1.0, largest=1.6, least_px=96)
+    reduce.set_random_state(3)
+    hr = torch.full((1, 96, 96), -1024.0)
+    hr[:, 20:70, 30:80] = torch.randn(1, 50, 50, generator=torch.Generator().manual_seed(0)) * 90
+    found = reduce({"hr": hr, "spacing_mm": 0.5})
+    factor = 96 / round(96 / (found["spacing_mm"] / 0.5))
+    assert 1.05 < factor < 1.6
+    mass = [float((image.double() + 1024).sum()) for image in (hr, found["hr"])]
+    assert mass[1] * factor**2 == pytest.approx(mass[0], rel=1e-5)
 
 
 def test_a_mixture_of_degradations_reaches_the_samples(data: Path, task: Task) -> None:

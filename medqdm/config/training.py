@@ -1,6 +1,6 @@
 """Settings of training."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -126,6 +126,11 @@ class TrainingSection(Section):
     flips: Literal["x", "all"] = "x"
     """Training slices are mirrored left to right by chance; all: also top to bottom, and turned by
     a quarter, to eight views of each."""
+    reduce_probability: Probability = 0.0
+    """Share of training slices that are reduced by area, by a factor of chance, before they are
+    cropped, or continued by air to a whole slice: HR at further pixel spacings, and sharper."""
+    largest_reduction: Annotated[float, Field(ge=1)] = 1.5
+    """Largest of these factors; their logarithms are even."""
     shift_probability: Probability = 0.0
     """Share of training slices that are moved by up to half their side, continued by their mirror
     image: what tiles of a larger slice look like, which have no air around them."""

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from medqdm.config import Task
-from medqdm.data.slices import Patient, load_slices, sample_seed
+from medqdm.data.slices import AIR_HU, Patient, area_weights, load_slices, sample_seed
 from medqdm.degrade import DegradationParams, DegradeD
 from medqdm.errors import MedQDMError
 from medqdm.window import Window
@@ -74,6 +74,58 @@ class WindowD(MapTransform):
         return sample
 
 
+class RandReduceD(RandomizableTransform, MapTransform):
+    """Reduce an image by area, by a factor of chance, and continue it by air where it is too small.
+
+    Args:
+        keys: images ``(1, h, w)`` in HU.
+        prob: share of samples that are reduced.
+        largest: largest factor.
+        least_px: sides that an image must have at the least.
+    """
+
+    def __init__(self, keys: Sequence[str], prob: float, *, largest: float, least_px: int) -> None:
+        RandomizableTransform.__init__(self, prob)
+        MapTransform.__init__(self, keys)
+        self.largest = largest
+        self.least_px = least_px
+        self._factor = 1.0
+        self._place = (0.0, 0.0)
+
+    def randomize(self, data: Any = None) -> None:
+        """Draw the next factor, and where the image will lie, as shares of the air around it."""
+        super().randomize(data)
+        self._factor = self.largest ** self.R.uniform()
+        self._place = (self.R.uniform(), self.R.uniform())
+
+    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """The sample with its images reduced and ``spacing_mm`` as it is then, or as it was."""
+        self.randomize()
+        sample = dict(data)
+        if self._do_transform:
+            for key in self.key_iterator(sample):
+                sample[key] = self._reduced(sample[key])
+            sample["spacing_mm"] *= self._factor
+        return sample
+
+    def _reduced(self, image: Tensor) -> Tensor:
+        sides = image.shape[-2:]
+        rows, columns = (
+            torch.from_numpy(area_weights(side, round(side / self._factor))) for side in sides
+        )
+        reduced = rows @ image @ columns.T
+        height, width = (max(side, self.least_px) for side in reduced.shape[-2:])
+        canvas = torch.full((1, height, width), float(AIR_HU))
+        y, x = (
+            round(share * (length - side))
+            for share, length, side in zip(
+                self._place, (height, width), reduced.shape[-2:], strict=True
+            )
+        )
+        canvas[:, y : y + reduced.shape[-2], x : x + reduced.shape[-1]] = reduced
+        return canvas
+
+
 class RandShiftD(RandomizableTransform, MapTransform):
     """Move an image by up to half its sides, continued by its mirror image.
 
@@ -111,7 +163,7 @@ def _moved(image: Tensor, axis: int, move: float) -> Tensor:
 
 
 def train_transforms(task: Task, stage: Stage) -> Compose:
-    """``{"patient", "slice"}`` to a training sample: load, window, shift, crop, flip, degrade.
+    """``{"patient", "slice"}`` to a training sample: load, reduce, window, shift, crop, degrade.
 
     Args:
         task: sizes, window and ``degradation``.
@@ -121,11 +173,13 @@ def train_transforms(task: Task, stage: Stage) -> Compose:
         MedQDMError: the crop does not divide into LR pixels and latents.
     """
     crop = _crop_px(task, stage)
-    shift = task.training.shift_probability
+    reduce, shift = task.training.reduce_probability, task.training.shift_probability
+    largest = task.training.largest_reduction
     cropping = [RandSpatialCropd("hr", (crop, crop), random_size=False)]
     return Compose(
         [
             LoadSliceD(task.slice_px),
+            *([RandReduceD(["hr"], reduce, largest=largest, least_px=crop)] if reduce else []),
             WindowD(["hr"], task.hu_window),
             *([RandShiftD(["hr"], shift)] if shift else []),
             *(cropping if crop < task.slice_px else []),

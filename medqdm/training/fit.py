@@ -142,6 +142,8 @@ def _lr_spacing_mm(source: SliceDataModule, task: Task) -> list[float]:
     """Smallest and largest LR pixel spacing that the training slices have."""
     spacings = [load_slices(patient, task.slice_px).spacing_mm for patient in source.train_patients]
     low, high = min(s.min() for s in spacings), max(s.max() for s in spacings)
+    if task.training.reduce_probability > 0:
+        high *= task.training.largest_reduction
     return [round(float(low) * task.upscale, 4), round(float(high) * task.upscale, 4)]
 
 
