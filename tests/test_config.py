@@ -45,6 +45,7 @@ def test_presets_and_what_differs() -> None:
     ("setting", "message"),
     [
         ("diffusion.kapa=3", r"--set: diffusion.kapa .*did you mean diffusion.kappa\?"),
+        ("rival={network: edsr, widht: 8}", r"rival.widht .*did you mean rival.width\?"),
         ("quadtree.threshold=-1", "quadtree.threshold: .* got -1"),
         ("degradation=paper-tes", "must be one of paper-train, paper-test, clean"),
         ("degradation={preset: clean, true_kernel_sizes: [4]}", "must be odd, got 4"),
