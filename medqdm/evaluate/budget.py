@@ -128,7 +128,7 @@ def draws(enhancer: Enhancer, pair: Pair) -> Iterator[tuple[str, Image]]:
     the last step, to the last but one, and so on, and sampled from there; the last is a draw.
 
     Args:
-        enhancer: the loaded model, with settings that draw.
+        enhancer: the loaded model, with settings that draw, in a single step too.
         pair: a slice of one tile.
 
     Yields:

@@ -138,7 +138,9 @@ def study_budget(
     study = _Study(data, out, budget_report.NAME, options)
     enhancer = study.open("diffusion.spread=false")  # stages are compared as estimates
     steps = enhancer.task.diffusion.for_draws.sampling_steps
-    drawing = study.open(f"diffusion.sampling_steps={'null' if steps is None else steps}")
+    drawing = study.open(
+        f"diffusion.sampling_steps={'null' if steps is None else steps}", "diffusion.one_step=draw"
+    )
     has_spread = drawing.engine.spread_of_draws is not None
     pairs, total = study.pairs(enhancer.task)
     found = budget.measure_budget(
