@@ -185,17 +185,17 @@ class Edges:
         return len(self.places_px)
 
 
-def find_edges(hr_hu: Image) -> Edges:
-    """The strong edges of a truth: steps of 300 HU or more between two flat sides.
+def find_edges(hu: Image) -> Edges:
+    """The strong edges of an image: steps of 300 HU or more between two flat sides.
 
     They are Canny's edge pixels (Gaussian of 1 pixel, slope of at least 30 HU a pixel). The
     plateaus are means over 4 to 8 pixels from the edge; along each the standard deviation must be
     at most a tenth of the step, which leaves thin structures and textures out.
 
     Args:
-        hr_hu: (y, x) reference in HU.
+        hu: (y, x) in HU: a truth, whose edges outputs are measured at, or an output.
     """
-    image = hr_hu.astype(np.float64)
+    image = hu.astype(np.float64)
     slope = _SOBEL_GAIN * _EDGE_SLOPE_HU
     found = canny(image, _EDGE_BLUR_PX, low_threshold=slope, high_threshold=slope)
     border = EDGE_REACH_PX + 1
@@ -216,16 +216,16 @@ def find_edges(hr_hu: Image) -> Edges:
 
 
 def edge_rises_px(hu: Image, edges: Edges) -> NDArray[np.float64]:
-    """How many pixels a slice takes from 10 % to 90 % of each step of the truth.
+    """How many pixels a slice takes from 10 % to 90 % of each step of some edges.
 
     Each profile runs across the edge, 8 pixels to either side. From where it crosses 50 %, nearest
-    to the truth's edge, it is followed outwards to the first 10 % and 90 %. For an edge blurred by
+    to the edge's place, it is followed outwards to the first 10 % and 90 %. For an edge blurred by
     a Gaussian it is 2.563 standard deviations. One that does not get there within reach counts as
     16 pixels. Edges are judged by the median, which a few odd profiles do not move.
 
     Args:
         hu: (y, x) in HU: an output, or the truth itself.
-        edges: of the truth.
+        edges: of the truth, or the slice's own.
 
     Returns:
         (n,) pixels; smaller is sharper.

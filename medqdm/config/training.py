@@ -128,9 +128,10 @@ class TrainingSection(Section):
     a quarter, to eight views of each."""
     reduce_probability: Probability = 0.0
     """Share of training slices that are reduced by area, by a factor of chance, before they are
-    cropped, or continued by air to a whole slice: HR at further pixel spacings, and sharper."""
-    largest_reduction: Annotated[float, Field(ge=1)] = 1.5
-    """Largest of these factors; their logarithms are even."""
+    cropped, or continued by air to a whole slice: HR at further pixel spacings."""
+    largest_reduction: Annotated[float, Field(ge=1.25, le=4)] = 1.5
+    """Largest of these factors; the smallest is 1.25, as nearly 1 blurs. Their logarithms are
+    even."""
     shift_probability: Probability = 0.0
     """Share of training slices that are moved by up to half their side, continued by their mirror
     image: what tiles of a larger slice look like, which have no air around them."""
@@ -156,7 +157,9 @@ class TrainingSection(Section):
     validation_patients: tuple[str, ...] = ()
     """Patient folders held out; empty: validation_share of the patients, drawn by the seed."""
     validation_share: Probability = 0.15
-    patient_weights: dict[str, PositiveFloat] = Field(default_factory=dict)
+    patient_weights: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
+        default_factory=dict
+    )
     """How often slices of a patient folder are drawn, 1 where it is not named: to balance parts of
     the body, or to let a resampled scan count less."""
     validation_slices: PositiveInt = 16

@@ -13,7 +13,14 @@ from torch.utils.data import DataLoader, Sampler
 
 from medqdm.config import Task
 from medqdm.data.samples import FixedSlices, LoadSliceD, Stage, TrainingSlices, WindowD
-from medqdm.data.slices import Patient, find_patients, load_slices, split_patients, spread
+from medqdm.data.slices import (
+    Patient,
+    Slices,
+    find_patients,
+    load_slices,
+    split_patients,
+    spread,
+)
 
 ENDLESS = 10**9  # batches of the one epoch of a stage that is ended by a clock
 
@@ -140,16 +147,27 @@ class SliceDataModule(pl.LightningDataModule):
         for number in range(num):
             yield samples[number]
 
-    def record(self) -> dict[str, int]:
-        """Numbers of patients and slices, for the weights file: no names."""
+    def record(self) -> dict[str, Any]:
+        """What is trained on, for the weights file: numbers, no names.
+
+        Returns:
+            Patients and slices of both sides, and ``lr_spacing_mm``, the smallest and the largest
+            LR pixel spacing of training samples.
+        """
         self.setup()
 
-        def count(patients: list[Patient]) -> int:
-            return sum(len(load_slices(patient, self.task.slice_px).hu) for patient in patients)
+        def slices(patients: list[Patient]) -> list[Slices]:
+            return [load_slices(patient, self.task.slice_px) for patient in patients]
 
+        train, validation = slices(self.train_patients), slices(self.validation_patients)
+        low = min(float(found.spacing_mm.min()) for found in train)
+        high = max(float(found.spacing_mm.max()) for found in train)
+        if self.task.training.reduce_probability > 0:
+            high *= self.task.training.largest_reduction
         return {
-            "train_patients": len(self.train_patients),
-            "train_slices": count(self.train_patients),
-            "validation_patients": len(self.validation_patients),
-            "validation_slices": count(self.validation_patients),
+            "train_patients": len(train),
+            "train_slices": sum(len(found.hu) for found in train),
+            "validation_patients": len(validation),
+            "validation_slices": sum(len(found.hu) for found in validation),
+            "lr_spacing_mm": [round(end * self.task.upscale, 4) for end in (low, high)],
         }

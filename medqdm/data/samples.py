@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from medqdm.config import Task
-from medqdm.data.slices import AIR_HU, Patient, area_weights, load_slices, sample_seed
+from medqdm.data.slices import AIR_HU, CROP_LIMIT, Patient, area_weights, load_slices, sample_seed
 from medqdm.degrade import DegradationParams, DegradeD
 from medqdm.errors import MedQDMError
 from medqdm.window import Window
@@ -78,9 +78,9 @@ class RandReduceD(RandomizableTransform, MapTransform):
     """Reduce an image by area, by a factor of chance, and continue it by air where it is too small.
 
     Args:
-        keys: images ``(1, h, w)`` in HU.
+        keys: images ``(1, h, w)`` in HU; ``spacing_mm`` goes along.
         prob: share of samples that are reduced.
-        largest: largest factor.
+        largest: largest factor; the smallest is ``CROP_LIMIT``, below which reducing blurs.
         least_px: sides that an image must have at the least.
     """
 
@@ -89,13 +89,13 @@ class RandReduceD(RandomizableTransform, MapTransform):
         MapTransform.__init__(self, keys)
         self.largest = largest
         self.least_px = least_px
-        self._factor = 1.0
+        self._factor = largest
         self._place = (0.0, 0.0)
 
     def randomize(self, data: Any = None) -> None:
         """Draw the next factor, and where the image will lie, as shares of the air around it."""
         super().randomize(data)
-        self._factor = self.largest ** self.R.uniform()
+        self._factor = CROP_LIMIT * (self.largest / CROP_LIMIT) ** self.R.uniform()
         self._place = (self.R.uniform(), self.R.uniform())
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,14 +104,18 @@ class RandReduceD(RandomizableTransform, MapTransform):
         sample = dict(data)
         if self._do_transform:
             for key in self.key_iterator(sample):
+                side = sample[key].shape[-1]
                 sample[key] = self._reduced(sample[key])
-            sample["spacing_mm"] *= self._factor
+            sample["spacing_mm"] *= side / self._reduced_px(side)
         return sample
+
+    def _reduced_px(self, side: int) -> int:
+        return max(1, round(side / self._factor))
 
     def _reduced(self, image: Tensor) -> Tensor:
         sides = image.shape[-2:]
         rows, columns = (
-            torch.from_numpy(area_weights(side, round(side / self._factor))) for side in sides
+            torch.from_numpy(area_weights(side, self._reduced_px(side))) for side in sides
         )
         reduced = rows @ image @ columns.T
         height, width = (max(side, self.least_px) for side in reduced.shape[-2:])
@@ -237,7 +241,7 @@ class TrainingSlices(Dataset[dict[str, Any]]):
         self.patients = patients
         self.transforms = train_transforms(task, stage)
         weights = np.array([task.training.patient_weights.get(p.name, 1.0) for p in patients])
-        self._shares = weights / weights.sum()
+        self._shares = weights / weights.sum() if task.training.patient_weights else None
         self._seed = (task.training.seed, _STREAMS[stage])
 
     def __getitem__(self, index: int) -> dict[str, Any]:

@@ -124,14 +124,15 @@ def split_patients(
             "patient that training never sees, so add one"
         )
     held_out = set(training.validation_patients)
-    for setting, named in (
-        ("validation_patients", held_out),
-        ("patient_weights", set(training.patient_weights)),
+    for setting, named, nothing in (
+        ("validation_patients", held_out, "[]"),
+        ("patient_weights", set(training.patient_weights), "{}"),
     ):
         if unknown := sorted(named - set(names)):
             raise MedQDMError(
                 f"training.{setting}: must be folders of the data, got {', '.join(unknown)}; "
-                f"there are {', '.join(names)}"
+                f"there are {', '.join(names)}; name some of them, or none: "
+                f"--set training.{setting}={nothing}"
             )
     if not held_out:
         order = np.random.default_rng(training.seed).permutation(sorted(names))

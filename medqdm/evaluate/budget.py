@@ -55,14 +55,18 @@ def measure_budget(
 
     Args:
         enhancer: the loaded model.
-        drawing: the same with settings that draw, for the stages of ``draws``; None: without them.
         pairs: see ``open_pairs``; each must fit into one tile.
+        drawing: the same with settings that draw, for the stages of ``draws``; None: without them.
 
     Raises:
-        MedQDMError: no pairs, or one that is larger than a tile or of another factor.
+        MedQDMError: no pairs, or one that is larger than a tile or of another factor; or
+            ``drawing`` does not draw.
     """
     task = enhancer.task
-    found = Evaluation(describe(enhancer), task.hu_window)
+    settings = describe(enhancer)
+    if drawing is not None:
+        settings["draws"] = drawing.task.diffusion.told(mean=False, has_noise=True)
+    found = Evaluation(settings, task.hu_window)
     tiled = Tiled(enhancer)
     for pair in pairs:
         check_pair(pair, task)
@@ -125,20 +129,25 @@ def draws(enhancer: Enhancer, pair: Pair) -> Iterator[tuple[str, Image]]:
     """Draws of which chance decides more and more.
 
     First the truth's latent with the texture of a draw; then z_t is the truth's, diffused, down to
-    the last step, to the last but one, and so on, and sampled from there; the last is a draw.
+    the last step, to the last but one, and so on, and sampled from there; the last is a draw. All
+    refined regions run at all steps, whatever ``diffusion.sampler`` says.
 
     Args:
-        enhancer: the loaded model, with settings that draw, in a single step too.
+        enhancer: the loaded model; ``diffusion.one_step`` must be draw, as the last step alone
+            would otherwise start from the prior's mean.
         pair: a slice of one tile.
 
     Yields:
         Name of a stage and its ``(y, x)`` output in HU, from the truth to the draw.
 
     Raises:
-        MedQDMError: the slice is larger than one tile.
+        MedQDMError: the slice is larger than one tile, or the settings do not draw.
     """
-    engine = enhancer.engine
-    process = engine.process
+    engine, process, section = enhancer.engine, enhancer.engine.process, enhancer.task.diffusion
+    if section.one_step != "draw":
+        raise MedQDMError(
+            f"budget of draws: diffusion.one_step must be draw, got {section.one_step}; set it"
+        )
     job, lr, hr, noise = _opened(enhancer, pair)
     with autocast(enhancer.device, enhancer.precision):
         z_lr, z_hr = engine.encode(engine.upsample(lr)), engine.encode(hr)
@@ -151,18 +160,20 @@ def draws(enhancer: Enhancer, pair: Pair) -> Iterator[tuple[str, Image]]:
             return _finished(job, maps, tree)
 
         yield TRUE_WITH_TEXTURE, shown(z_hr)
-        prior = process.prior(torch.zeros_like(z_lr), torch.ones_like(z_lr))  # its deviation
-        steps = process.schedule.subset(enhancer.task.diffusion.sampling_steps)
-        for k in range(len(steps) - 1, 0, -1):
+        deviation = process.prior(torch.zeros_like(z_lr), torch.ones_like(z_lr))
+        steps = process.schedule.subset(section.sampling_steps)
+        for k in range(len(steps) - 1, -1, -1):
             t = step_index(steps[k], z_lr)
             z_t = process.diffuse(z_hr, z_lr, t, noise(0), index.refined)
+            # the prior is z_lr + deviation * noise: this noise makes it z_t
+            first = (z_t - z_lr) / deviation if k else noise(0)
 
-            def onwards(draw: int, start: Tensor = (z_t - z_lr) / prior) -> Tensor:
-                return noise(draw) if draw else start
+            def onwards(draw: int, first: Tensor = first) -> Tensor:
+                return noise(draw) if draw else first
 
             policy = Policy(steps[k:], tokens_of_regions(index))
-            yield true_until(steps[k]), shown(engine.denoise(lr, z_lr, index, onwards, policy))
-        yield DRAW, shown(engine.denoise(lr, z_lr, index, noise))
+            z = engine.denoise(lr, z_lr, index, onwards, policy)
+            yield (true_until(steps[k]) if k else DRAW), shown(z)
 
 
 def true_until(t: int) -> str:

@@ -78,7 +78,7 @@ def losses(found: Evaluation) -> dict[str, Any]:
 
 
 def markdown(found: Evaluation, about: Mapping[str, Any]) -> str:
-    """Stages, what is lost between them, and seams."""
+    """Stages, what is lost between them, draws where they were asked for, and seams."""
     task = found.settings["task"]
     lines = [
         f"# Error budget of {task['name']}, x{task['upscale']} in plane",
@@ -87,12 +87,12 @@ def markdown(found: Evaluation, about: Mapping[str, Any]) -> str:
         "",
         *(f"- {key}: {cell(value)}" for key, value in about.items()),
         "",
-        "Each row decodes another mixture of the model's latents and the truth's. Losses do not "
-        "add up: two errors that lie in different places cost less together than the sum of both.",
-        "",
         UNITS_ARE_PATIENTS,
         "",
         "## Stages",
+        "",
+        "Each row decodes another mixture of the model's latents and the truth's. Losses do not "
+        "add up: two errors that lie in different places cost less together than the sum of both.",
         "",
         *table(
             ["stage", *(title for title, *_ in _METRICS), "what it is"],
@@ -148,8 +148,9 @@ def _draws(found: Evaluation) -> list[str]:
     return [
         "## Draws",
         "",
-        "Sharpness and texture as multiples of the truth's own. Down to a step z_t is the truth's, "
-        "noise and all, then it is sampled: what the steps below it lose.",
+        f"Sharpness and texture as multiples of the truth's own; {found.settings['draws']}, all "
+        "refined regions at each step. Down to a step z_t is the truth's, noise and all, then it "
+        "is sampled: what that step and those after it lose.",
         "",
         *table(
             ["stage", "PSNR [dB]", *(title for title, _, _ in shown)],

@@ -30,6 +30,7 @@ RATIOS = (
     ("seams: windows", "seam_window", WHOLE),
     ("seams: tiles", "seam_tile", WHOLE),
 )
+_UNITS = {"_mm": " mm", "_hu": " HU", "_hu2": " HU^2"}
 
 
 def ratios(evaluation: Evaluation) -> dict[str, Any]:
@@ -152,8 +153,7 @@ def detail_lines(evaluation: Evaluation) -> Iterator[str]:
 
 def _own(evaluation: Evaluation, metric: str, region: str) -> str:
     found = evaluation.mean(metric, REFERENCE, region)
-    unit = {"sd_hu": " HU"}.get(metric, " mm" if metric.endswith("_mm") else "")
-    unit = unit or (" HU^2" if metric.endswith("hu2") else "")
+    unit = next((unit for end, unit in _UNITS.items() if metric.endswith(end)), "")
     return "-" if found is None else f"{found.mean:.3g}{unit}"
 
 

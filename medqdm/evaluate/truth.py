@@ -182,10 +182,11 @@ class Truth:
 
     def own_values(self, hu: Image) -> dict[str, float]:
         """What an image shows: LR consistency, rise of the truth's edges and of its own, seams."""
+        own = self._edges if hu is self.hr_hu else metrics.find_edges(hu)
         found = {
             "lr_consistency_hu": metrics.lr_consistency_hu(hu, self.lr_hu),
             "edge_rise_mm": self._rise_mm(hu, self._edges),
-            "shown_rise_mm": self._rise_mm(hu, metrics.find_edges(hu)),
+            "shown_rise_mm": self._rise_mm(hu, own),
         }
         for name, borders in self._borders.items():
             found[f"seam_{name}"] = seam_ratio(hu, borders, self.body)

@@ -17,7 +17,7 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor
 
 from medqdm.config import Task, TrainingSection
-from medqdm.data import SliceDataModule, load_slices
+from medqdm.data import SliceDataModule
 from medqdm.engine import is_bf16_fast
 from medqdm.training.clock import Clock, ClockBar
 from medqdm.training.lightning import StepSeed
@@ -115,7 +115,6 @@ def fit(
         "torch": torch.__version__,
         "python": platform.python_version(),
         **source.record(),
-        "lr_spacing_mm": _lr_spacing_mm(source, task),
         "validation": {
             key.removeprefix("validation/"): round(float(value), 5)
             for key, value in trainer.callback_metrics.items()
@@ -136,15 +135,6 @@ def _fit_or_interrupt(
         # Lightning ends the program at Ctrl+C and leaves it deaf to the next; notebooks live on
         signal.signal(signal.SIGINT, signal.default_int_handler)
         raise KeyboardInterrupt from None
-
-
-def _lr_spacing_mm(source: SliceDataModule, task: Task) -> list[float]:
-    """Smallest and largest LR pixel spacing that the training slices have."""
-    spacings = [load_slices(patient, task.slice_px).spacing_mm for patient in source.train_patients]
-    low, high = min(s.min() for s in spacings), max(s.max() for s in spacings)
-    if task.training.reduce_probability > 0:
-        high *= task.training.largest_reduction
-    return [round(float(low) * task.upscale, 4), round(float(high) * task.upscale, 4)]
 
 
 def _strategy(settings: TrainingSection, module: pl.LightningModule) -> Any:

@@ -38,7 +38,7 @@ from medqdm.evaluate.budget import (
     stages,
     true_until,
 )
-from medqdm.evaluate.budget_report import losses
+from medqdm.evaluate.budget_report import losses, markdown
 from medqdm.evaluate.methods import enhance_one
 from medqdm.loading import bundled_weights
 
@@ -238,6 +238,14 @@ def test_draws_lose_with_each_step_that_they_sample(
     assert dict(draws(drawing, chest))[DRAW] == pytest.approx(
         drawing.enhance_slice(chest["lr_hu"], position_mm=7.0).hu, abs=0.5
     )
+    section = markdown(budget, {}).partition("## Draws")[2].partition("## Seams")[0]
+    assert "steps 3, gamma 1, noise as strong as the model's errors" in section
+    assert f"| {true_until(7)} |" in section
+
+
+def test_draws_whose_last_step_would_start_anew_are_refused(sr4: Enhancer, chest: Pair) -> None:
+    with pytest.raises(MedQDMError, match=r"diffusion.one_step must be draw, got mean"):
+        next(draws(sr4, chest))
 
 
 def test_losses_are_differences_of_stages(budget: Evaluation) -> None:
@@ -287,6 +295,7 @@ def test_the_budget_is_written(command: Command, tmp_path: Path) -> None:
     assert results["data"]["degradation"]["true_kernel_sizes"] == []
     assert set(results["regions"]["whole"]["mean"]) == {*STAGES, "reference"}
     text = (tmp_path / "out" / "budget.md").read_text("utf-8")
+    assert "## Draws" not in text  # the weights have no spread
     for title in ("## Stages", "## What is lost", "## Seams"):
         assert title in text
 

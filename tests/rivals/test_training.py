@@ -60,6 +60,8 @@ def test_some_seconds_on_real_ct_beat_bicubic(tmp_path: Path) -> None:
         "test_degradation=clean",
         "training.flips=x",
         "training.shift_probability=0",
+        "training.reduce_probability=0",
+        "training.patient_weights={}",
         "training.regression={steps: 120, batch_size: 2, crop_px: 96, learning_rate: 3.0e-3}",
         "training.validation_patients=[chest-covid-cap001]",
         "training.validation_slices=2",
