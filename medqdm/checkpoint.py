@@ -127,11 +127,13 @@ def build_qdm(task: Task) -> QDM:
     Raises:
         MedQDMError: custom sizes do not divide.
     """
+    local = task.transformer.local
     return QDM(
         latent_size=task.latent_size,
         latent_channels=task.autoencoder.latent_channels,
         condition_channels=task.autoencoder.image_channels,
         mask_input=task.transformer.mask_input,
+        local=(local.channels, local.blocks) if local else None,
         **_size(task)._asdict(),
     )
 

@@ -62,15 +62,17 @@ def test_multiply_adds_are_the_published_ones(size: str, tera: float) -> None:
     assert counted / 1e12 == pytest.approx(tera, abs=0.005)
 
 
+@pytest.mark.parametrize("local", ["null", "{channels: 8, blocks: 3}"])
 @pytest.mark.parametrize("share", [0.0, 1.0])
-def test_multiply_adds_are_those_torch_counts(share: float) -> None:
-    qdm = checkpoint.build_qdm(load_task("tiny", ["slice_px=128"])).eval()
+def test_multiply_adds_are_those_torch_counts(share: float, local: str) -> None:
+    task = load_task("tiny", ["slice_px=128", f"transformer.local={local}"])
+    qdm = checkpoint.build_qdm(task).eval()
     index = WindowIndex(torch.full((2, 16, 16), bool(share)))
     plain = sdpa_kernel(SDPBackend.MATH)  # the counter does not know the CPU's fused attention
     with torch.no_grad(), plain, FlopCounterMode(display=False) as counter:
         modulations = qdm.modulations(torch.tensor([3]))
         once = counter.get_total_flops()
-        qdm.streams(torch.rand(2, 3, 32, 32), modulations, torch.rand(2, 1, 32, 32), index)
+        qdm(torch.rand(2, 3, 32, 32), modulations, torch.rand(2, 1, 32, 32), index)
     assert 2 * multiply_adds(qdm, index, 1) == counter.get_total_flops() - once
 
 

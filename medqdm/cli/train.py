@@ -47,7 +47,7 @@ def distill(
     settings: Set = None,
 ) -> None:
     """Train a student of a model for 1 to 4 steps. The same command resumes."""
-    from medqdm.training.run import distill as run
+    from medqdm.training.further import distill as run
 
     _go_on(run, weights, task, data, out, settings)
 
@@ -60,7 +60,7 @@ def train_gain(
     settings: Set = None,
 ) -> None:
     """Add networks that tell which regions are worth a step. The same command resumes."""
-    from medqdm.training.run import train_gain as run
+    from medqdm.training.further import train_gain as run
 
     _go_on(run, weights, task, data, out, settings)
 
@@ -73,7 +73,7 @@ def train_spread(
     settings: Set = None,
 ) -> None:
     """Add networks that tell how far estimates are off, for draws. The same command resumes."""
-    from medqdm.training.run import train_spread as run
+    from medqdm.training.further import train_spread as run
 
     _go_on(run, weights, task, data, out, settings)
 

@@ -64,6 +64,15 @@ class AutoencoderSection(Section):
         return self
 
 
+class LocalSection(Section):
+    """Convolutions over latents that correct what the transformer's streams predict."""
+
+    channels: PositiveInt = 64
+    """Width."""
+    blocks: PositiveInt = 6
+    """Residual blocks at half the latents' resolution; four more are at the full one."""
+
+
 class TransformerSection(Section):
     """The two-stream transformer."""
 
@@ -82,6 +91,8 @@ class TransformerSection(Section):
     packing: Literal["windows", "tokens"] = "windows"
     """What exists downstream: all tokens of windows that hold a refined one (published weights), or
     refined tokens alone, for which a network must have been trained."""
+    local: LocalSection | None = None
+    """A local network after both streams (``models.local``); None: none, as published."""
 
     @model_validator(mode="after")
     def _custom_is_whole(self) -> "TransformerSection":

@@ -4,6 +4,7 @@ from medqdm.evaluate.api import compare_samplers, evaluate_degradations, evaluat
 from medqdm.evaluate.blocks import Block, open_blocks
 from medqdm.evaluate.budget import measure_budget
 from medqdm.evaluate.discs import Disc
+from medqdm.evaluate.evaluation import Evaluation, Example
 from medqdm.evaluate.intervals import Interval, interval
 from medqdm.evaluate.knob import parse_thresholds
 from medqdm.evaluate.lesions import Lesions, measure_lesions, open_cases
@@ -11,7 +12,7 @@ from medqdm.evaluate.methods import BASELINES, Interpolation, Method, Model, ups
 from medqdm.evaluate.regions import RoiFolder, body_mask
 from medqdm.evaluate.report import write_report
 from medqdm.evaluate.rows import Row, default_rows, parse_rows
-from medqdm.evaluate.run import Evaluation, Example, evaluate, open_pairs
+from medqdm.evaluate.run import evaluate, open_pairs
 from medqdm.evaluate.samplers import Comparison, Measured, Trial, compare
 from medqdm.evaluate.samplers_report import write_samplers
 from medqdm.evaluate.seams import Borders, borders_of, seam_ratio

@@ -12,11 +12,12 @@ from medqdm.evaluate import report
 from medqdm.evaluate.against import describe_against, open_against
 from medqdm.evaluate.blocks import open_blocks
 from medqdm.evaluate.document import marker, write_texts
+from medqdm.evaluate.evaluation import Evaluation
 from medqdm.evaluate.methods import Model
 from medqdm.evaluate.regions import RoiFolder
 from medqdm.evaluate.report import write_report
 from medqdm.evaluate.rows import Row, parse_rows
-from medqdm.evaluate.run import Evaluation, evaluate, open_pairs
+from medqdm.evaluate.run import evaluate, open_pairs
 from medqdm.evaluate.samplers import Comparison, check_row, compare
 from medqdm.evaluate.samplers import Track as TrackBlocks
 from medqdm.evaluate.samplers_report import MARKER, write_samplers

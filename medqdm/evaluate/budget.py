@@ -16,8 +16,9 @@ from medqdm.diffusion.sampler import step_index
 from medqdm.engine import autocast
 from medqdm.enhancer import Enhancer
 from medqdm.errors import MedQDMError
+from medqdm.evaluate.evaluation import REFERENCE, Evaluation
 from medqdm.evaluate.methods import Model, enhance_one
-from medqdm.evaluate.run import REFERENCE, Evaluation, check_pair, describe
+from medqdm.evaluate.run import check_pair, describe
 from medqdm.evaluate.seams import Borders, borders_of
 from medqdm.evaluate.truth import Truth
 from medqdm.jobs import SliceJob, Tile

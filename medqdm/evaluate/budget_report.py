@@ -25,8 +25,8 @@ from medqdm.evaluate.document import (
     with_interval,
     write_document,
 )
+from medqdm.evaluate.evaluation import Evaluation
 from medqdm.evaluate.report import results
-from medqdm.evaluate.run import Evaluation
 from medqdm.evaluate.truth import BODY, WHOLE
 
 NAME = "budget"

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 
 from medqdm.evaluate.calibration import ERROR, VARIANCE, WITHIN
 from medqdm.evaluate.document import COLOURS, MARKERS, number, table, with_interval
+from medqdm.evaluate.evaluation import REFERENCE, Evaluation
 from medqdm.evaluate.intervals import Interval
-from medqdm.evaluate.run import REFERENCE, Evaluation
 from medqdm.evaluate.tissue import as_shown, deep_in
 from medqdm.evaluate.truth import BODY, FLAT, WHOLE
 from medqdm.metrics import TISSUES

@@ -21,9 +21,9 @@ from medqdm.evaluate.document import (
     with_interval,
     write_document,
 )
+from medqdm.evaluate.evaluation import Evaluation
 from medqdm.evaluate.methods import BASELINES, Model
 from medqdm.evaluate.report import results
-from medqdm.evaluate.run import Evaluation
 from medqdm.evaluate.samplers import Watch
 from medqdm.evaluate.truth import BODY, FLAT, WHOLE
 from medqdm.volume import Volume

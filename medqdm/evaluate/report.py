@@ -21,8 +21,8 @@ from medqdm.evaluate.document import (
     with_interval,
     write_document,
 )
+from medqdm.evaluate.evaluation import METRICS, REFERENCE, Evaluation
 from medqdm.evaluate.regions import BODY_HU
-from medqdm.evaluate.run import METRICS, REFERENCE, Evaluation
 from medqdm.evaluate.tissue import SHOWN
 from medqdm.evaluate.truth import BODY, FLAT, ROI, WHOLE
 

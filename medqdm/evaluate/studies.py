@@ -12,10 +12,11 @@ from medqdm.evaluate import budget, budget_report, knob, lesions, lesions_report
 from medqdm.evaluate.against import open_against
 from medqdm.evaluate.api import degraded_by
 from medqdm.evaluate.document import marker
+from medqdm.evaluate.evaluation import Evaluation
 from medqdm.evaluate.knob import CountedModel, row_name
 from medqdm.evaluate.lesions import Case, Lesions
 from medqdm.evaluate.methods import BASELINES, Interpolation, Model
-from medqdm.evaluate.run import Evaluation, describe, measure, open_pairs
+from medqdm.evaluate.run import describe, measure, open_pairs
 from medqdm.io.whole import check_folder
 from medqdm.loading import ModelOptions, load_enhancer
 

@@ -2,6 +2,7 @@
 
 The upstream sees the whole latent in patches of 8. The downstream sees patches of 2 in windows of
 8 x 8 tokens, asks the upstream for the rest of the picture, and runs in the active windows only.
+A task may add convolutions over what both predict (``models.local``).
 """
 
 from typing import NamedTuple
@@ -21,6 +22,7 @@ from medqdm.models.layers import (
     initialize,
     position_table,
 )
+from medqdm.models.local import LocalNet
 from medqdm.models.windows import PATCH, WINDOW, WindowIndex, check_sides
 
 UPSTREAM_PATCH = 8  # latents per upstream token along an axis
@@ -59,6 +61,8 @@ class Modulations(NamedTuple):
         upstream_rows: which of the m steps each upstream token stands at; None: the m steps are
             one per slice, or one for all.
         downstream_rows: likewise for each token that exists downstream.
+        local: per block of the local network (m, 2, channels); None without one.
+        local_rows: likewise for each latent.
     """
 
     upstream: tuple[Float[Tensor, "m 6 hidden"], ...]
@@ -67,6 +71,8 @@ class Modulations(NamedTuple):
     downstream_head: Float[Tensor, "m 2 hidden"]
     upstream_rows: Int[Tensor, "b tokens"] | None = None
     downstream_rows: Int[Tensor, " count"] | None = None
+    local: tuple[Float[Tensor, "m 2 channels"], ...] | None = None
+    local_rows: Int[Tensor, "b h w"] | None = None
 
     def at(self, k: int) -> "Modulations":
         """The vectors of the k-th step alone, for all slices of a batch."""
@@ -76,6 +82,7 @@ class Modulations(NamedTuple):
             self.upstream_head[part],
             tuple((local[part], cross[part]) for local, cross in self.downstream),
             self.downstream_head[part],
+            local=None if self.local is None else tuple(v[part] for v in self.local),
         )
 
     def to(self, dtype: torch.dtype) -> "Modulations":
@@ -85,6 +92,7 @@ class Modulations(NamedTuple):
             upstream_head=self.upstream_head.to(dtype),
             downstream=tuple((v.to(dtype), w.to(dtype)) for v, w in self.downstream),
             downstream_head=self.downstream_head.to(dtype),
+            local=None if self.local is None else tuple(v.to(dtype) for v in self.local),
         )
 
     def at_map(self, rows: Int[Tensor, "b 1 h w"], index: WindowIndex) -> "Modulations":
@@ -97,6 +105,7 @@ class Modulations(NamedTuple):
         return self._replace(
             upstream_rows=rows[:, 0, ::UPSTREAM_PATCH, ::UPSTREAM_PATCH].flatten(1),
             downstream_rows=index.gather(rows)[:, 0],
+            local_rows=rows[:, 0],
         )
 
 
@@ -261,6 +270,8 @@ class QDM(nn.Module):
         depth: blocks per stream.
         num_heads: attention heads.
         mask_input: whether the network sees the refined regions as a channel.
+        local: width and blocks of the convolutions over what both streams predict; None: none, as
+            published.
 
     Raises:
         MedQDMError: sizes that do not divide.
@@ -276,6 +287,7 @@ class QDM(nn.Module):
         depth: int,
         num_heads: int,
         mask_input: bool = False,
+        local: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
         check_sides(latent_size, latent_size)
@@ -297,6 +309,15 @@ class QDM(nn.Module):
             trained=latent_size, in_channels=in_channels, out_channels=latent_channels, size=size
         )
         initialize(self)
+        self.local = None
+        if local is not None:
+            channels, blocks = local
+            self.local = LocalNet(
+                in_channels=in_channels + latent_channels,
+                out_channels=latent_channels,
+                channels=channels,
+                blocks=blocks,
+            )
 
     def forward(
         self,
@@ -306,7 +327,7 @@ class QDM(nn.Module):
         refined: Bool[Tensor, "b h//2 w//2"] | WindowIndex | None,
         noisy: Bool[Tensor, "b 1 h w"] | None = None,
     ) -> Float[Tensor, "b c h w"]:
-        """Predict z_0: the downstream where refined, the upstream elsewhere.
+        """Predict z_0: the downstream where refined, the upstream elsewhere; then ``correct``.
 
         Args:
             z_t: noisy latent, already scaled for the network.
@@ -321,8 +342,50 @@ class QDM(nn.Module):
         """
         if not isinstance(refined, WindowIndex):
             refined = self.index_windows(z_t, refined)
-        up, down = self.streams(z_t, t, lr, refined, noisy)
-        return torch.where(refined.refined, down, up)
+        modulations = t if isinstance(t, Modulations) else self.modulations(t)
+        up, down = self.streams(z_t, modulations, lr, refined, noisy)
+        predicted = torch.where(refined.refined, down, up)
+        return self.correct(predicted, z_t, modulations, lr, refined, noisy)
+
+    def correct(
+        self,
+        predicted: Float[Tensor, "b c h w"],
+        z_t: Float[Tensor, "b c h w"],
+        t: Int[Tensor, " b"] | Modulations,
+        lr: Float[Tensor, "b k h_lr w_lr"],
+        index: WindowIndex,
+        noisy: Bool[Tensor, "b 1 h w"] | None = None,
+    ) -> Float[Tensor, "b c h w"]:
+        """What the streams predict, with what the local network adds, if there is one.
+
+        Args:
+            predicted: the downstream's where refined, the upstream's elsewhere.
+            z_t: see ``streams``, as for the next four.
+            t: the same.
+            lr: the same.
+            index: the same.
+            noisy: the same.
+        """
+        if self.local is None:
+            return predicted
+        modulations = t if isinstance(t, Modulations) else self.modulations(t)
+        assert modulations.local is not None
+        x = torch.cat([self._seen(z_t, lr, index, noisy), predicted], dim=1)
+        added: Tensor = self.local(x, modulations.local, modulations.local_rows)
+        return predicted + added.to(predicted.dtype)
+
+    def _seen(
+        self,
+        z_t: Float[Tensor, "b c h w"],
+        lr: Float[Tensor, "b k h_lr w_lr"],
+        index: WindowIndex,
+        noisy: Bool[Tensor, "b 1 h w"] | None,
+    ) -> Float[Tensor, "b channels h w"]:
+        """Noisy latent, LR image and, if wanted, the regions that carry noise."""
+        seen = [z_t, fit_condition(lr, z_t)]
+        if self.mask_input:
+            seen.append((index.refined if noisy is None else noisy).to(z_t.dtype))
+        return torch.cat(seen, dim=1)
 
     def streams(
         self,
@@ -348,10 +411,7 @@ class QDM(nn.Module):
         if index.size != (len(z_t), *z_t.shape[-2:]):
             raise ValueError(f"windows of {index.size} do not fit latents {tuple(z_t.shape)}")
         modulations = t if isinstance(t, Modulations) else self.modulations(t)
-        seen = [z_t, fit_condition(lr, z_t)]
-        if self.mask_input:
-            seen.append((index.refined if noisy is None else noisy).to(z_t.dtype))
-        x = torch.cat(seen, dim=1)
+        x = self._seen(z_t, lr, index, noisy)
         up, context = self.upstream(x, modulations)
         down = torch.zeros_like(z_t)
         # In training even an empty pass runs: every parameter needs a gradient under DDP.
@@ -368,6 +428,7 @@ class QDM(nn.Module):
             up.head.modulation(step_up),
             tuple(block.modulations(step_down) for block in down.blocks),  # type: ignore[operator]
             down.head.modulation(step_down),
+            local=None if self.local is None else self.local.vectors(t),
         )
 
     @staticmethod

@@ -92,6 +92,8 @@ class LatentUNet(nn.Module):
         attention_levels: coarsest resolutions with self-attention.
     """
 
+    local = None  # nothing corrects it
+
     def __init__(
         self,
         *,

@@ -14,6 +14,7 @@ from medqdm import metrics
 from medqdm.config import DiffusionTraining, DistillationTraining, Task
 from medqdm.diffusion.policies import spread
 from medqdm.engine import Engine
+from medqdm.errors import MedQDMError
 from medqdm.models.perceptual import PerceptualDistance
 from medqdm.models.transformer import Modulations
 from medqdm.models.windows import WINDOW, WindowIndex
@@ -147,6 +148,14 @@ class DiffusionModule(SamplingModule):
         self.settings = task.training.diffusion
         self.perceptual = perceptual
         self.freeze(self.settings)
+        if self.settings.local_alone:
+            if engine.qdm.local is None:
+                raise MedQDMError(
+                    f"task {task.name}: training.diffusion.local_alone must go with "
+                    "transformer.local, got none; set transformer.local, or train all"
+                )
+            engine.qdm.requires_grad_(False)
+            engine.qdm.local.requires_grad_(True)
 
     def draw_thresholds(self, count: int, device: torch.device) -> Float[Tensor, " b"]:
         """A quadtree threshold per sample: mostly s, some 0, some uniform in [0, 2 s]."""
@@ -160,7 +169,10 @@ class DiffusionModule(SamplingModule):
         return thresholds
 
     def training_step(self, batch: dict[str, Any], _batch_idx: int) -> Tensor:
-        """Eq. 6: each stream's squared error in what it predicts, downstream where refined."""
+        """Eq. 6: each stream's squared error in what it predicts, downstream where refined.
+
+        With a local network its own error is added, over the whole latent as the upstream's.
+        """
         hr, lr = batch["hr"], batch["lr"]
         engine = self.engine
         with torch.no_grad():
@@ -176,7 +188,9 @@ class DiffusionModule(SamplingModule):
             t = torch.where(is_mean, engine.process.schedule.num_steps - 1, t)
             z_t = torch.where(is_mean[:, None, None, None], z_lr, z_t)
         scaled = engine.process.scale_input(z_t, t, refined)
-        up, down = engine.qdm.streams(scaled, self._vectors(t, index), engine.condition(lr), index)
+        vectors, condition = self._vectors(t, index), engine.condition(lr)
+        with torch.set_grad_enabled(not self.settings.local_alone):
+            up, down = engine.qdm.streams(scaled, vectors, condition, index)
         base, scale = engine.frame(scaled, t, z_lr=z_lr, noisy=refined)
         target = (z_0 - base) / scale
         loss_up = ((up.float() - target) ** 2).mean()
@@ -185,7 +199,13 @@ class DiffusionModule(SamplingModule):
         loss = self.settings.upstream_weight * loss_up + self.settings.downstream_weight * loss_down
         self.log_dict({"train/upstream": loss_up, "train/downstream": loss_down,
                        "train/density": tree.density.mean()})  # fmt: skip
-        predicted = torch.where(refined, down, up).float() * scale + base
+        joined = torch.where(refined, down, up)
+        if engine.qdm.local is not None:
+            joined = engine.qdm.correct(joined, scaled, vectors, condition, index)
+            loss_local = ((joined.float() - target) ** 2).mean()
+            loss = loss_local if self.settings.local_alone else loss + loss_local
+            self.log("train/local", loss_local)
+        predicted = joined.float() * scale + base
         if self.settings.image_weight > 0:
             image = self.image_loss(predicted, lr, hr)
             loss = loss + self.settings.image_weight * image

@@ -58,10 +58,12 @@ class DistillationModule(SamplingModule):
         t = torch.full((len(lr),), step, device=lr.device)
         scaled = engine.process.scale_input(states[step], t, index.refined)
         up, down = engine.qdm.streams(scaled, t, engine.condition(lr), index)
+        joined = torch.where(index.refined, down, up)
+        joined = engine.qdm.correct(joined, scaled, t, engine.condition(lr), index)
         base, scale = engine.frame(scaled, t, z_lr=z_lr, noisy=index.refined)
-        up, down = up.float() * scale + base, down.float() * scale + base
-        to_teacher = _mean_square(down - end, index.refined)
-        to_truth = _mean_square(down - z_0, index.refined)
+        up, joined = up.float() * scale + base, joined.float() * scale + base
+        to_teacher = _mean_square(joined - end, index.refined)
+        to_truth = _mean_square(joined - z_0, index.refined)
         upstream = ((up - z_0) ** 2).mean()
         settings = self.settings
         loss = settings.teacher_weight * to_teacher
@@ -69,7 +71,7 @@ class DistillationModule(SamplingModule):
         self.log_dict({"train/teacher": to_teacher, "train/downstream": to_truth,
                        "train/upstream": upstream})  # fmt: skip
         if settings.image_weight > 0:
-            image = self.image_loss(torch.where(index.refined, down, up), lr, hr)
+            image = self.image_loss(joined, lr, hr)
             loss = loss + settings.image_weight * image
             self.log("train/image", image)
         check_finite(loss, batch)

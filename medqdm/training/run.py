@@ -1,7 +1,7 @@
 """A training run: stage one, stage two, export; the same command resumes it."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +12,17 @@ from torch import nn
 
 from medqdm import checkpoint
 from medqdm.checkpoint import Autoencoder
-from medqdm.config import Task, override
+from medqdm.config import Task
 from medqdm.data import SliceDataModule
-from medqdm.data.samples import Stage
 from medqdm.engine import Engine
 from medqdm.errors import MedQDMError
 from medqdm.models.perceptual import PerceptualDistance, load_perceptual
 from medqdm.models.transformer import QDM
 from medqdm.training.autoencoder import AutoencoderModule
-from medqdm.training.average import alone
 from medqdm.training.diffusion import DiffusionModule
-from medqdm.training.distillation import DistillationModule
 from medqdm.training.fit import fit
 from medqdm.training.latents import measure_latent_scale, measure_residual_deviation
 from medqdm.training.lightning import without_harmless_messages
-from medqdm.training.regions import RegionModule
-from medqdm.training.spread import SpreadModule, measure_texture
 
 WEIGHTS = "weights.safetensors"
 AUTOENCODER_WEIGHTS = "autoencoder.safetensors"
@@ -72,7 +67,7 @@ def train(
     _check_start(out, begun)
     open_run(task, out)
     if begun is not None:
-        _mark_start(out, begun)
+        mark_start(out, begun)
     if (out / WEIGHTS).is_file():
         return ended(out)
     with without_harmless_messages():
@@ -84,137 +79,14 @@ def train(
         return _train_diffusion(task, data, out, begun)
 
 
-def distill(weights: Path, data: Path, out: Path, settings: Sequence[str] = ()) -> Path:
-    """Make a student of a trained model that needs few steps, or go on with it.
-
-    Args:
-        weights: of the teacher; the student starts from them.
-        data: as for ``train``.
-        out: run folder; a new one, or that of the same task and teacher to resume.
-        settings: ``key=value`` changes to the task that the weights carry.
-
-    Returns:
-        The student, ``OUT/weights.safetensors``, with one deterministic step as its default.
-
-    Raises:
-        MedQDMError: the weights, the data or the run folder do not fit.
-    """
-    task, start = _start_from(weights, out, settings)
-    if (out / WEIGHTS).is_file():
-        return ended(out)
-    pl.seed_everything(task.training.seed, workers=True, verbose=False)
-    task = task.with_diffusion(one_step="draw")  # what the teacher's trajectory begins with
-    engine = Engine(task, start.autoencoder, _qdm_of(start, weights))
-    record = _fit_after(task, DistillationModule(task, engine), data, out, "distillation")
-    task = task.with_diffusion(sampling_steps=1, gamma=0.0)
-    of_teacher = {"distillation": {**record, "teacher_sha256": start.sha256}}
-    record = {**alone(start.record), **of_teacher}
-    _export(task, start.autoencoder, engine.qdm, record, out / WEIGHTS)
-    return out / WEIGHTS
-
-
-def train_gain(weights: Path, data: Path, out: Path, settings: Sequence[str] = ()) -> Path:
-    """Add networks to a trained model that tell what running a region brings, or go on with it.
-
-    Args:
-        weights: of the model, which stays as it is.
-        data: as for ``train``.
-        out: run folder; a new one, or that of the same task and model to resume.
-        settings: ``key=value`` changes to the task that the weights carry.
-
-    Returns:
-        The model with the networks, ``OUT/weights.safetensors``.
-
-    Raises:
-        MedQDMError: the weights, the data or the run folder do not fit.
-    """
-
-    def begin(task: Task, start: checkpoint.Checkpoint, qdm: QDM) -> tuple[Engine, RegionModule]:
-        # samplers that ask draw, so their networks must see draws
-        drawing = task.with_diffusion(one_step="draw")
-        engine = Engine(drawing, start.autoencoder, qdm, checkpoint.build_regions(task))
-        return engine, RegionModule(task, engine)
-
-    return _extend(weights, data, out, settings, stage="regions", begin=begin)
-
-
-def train_spread(weights: Path, data: Path, out: Path, settings: Sequence[str] = ()) -> Path:
-    """Add networks to a trained model that tell how far its estimates are off, or go on with it.
-
-    Args:
-        weights: of the model, which stays as it is.
-        data: as for ``train``.
-        out: run folder; a new one, or that of the same task and model to resume.
-        settings: ``key=value`` changes to the task that the weights carry.
-
-    Returns:
-        The model with the networks, ``OUT/weights.safetensors``: its draws vary as much as it errs.
-
-    Raises:
-        MedQDMError: the weights, the data or the run folder do not fit.
-    """
-
-    def begin(task: Task, start: checkpoint.Checkpoint, qdm: QDM) -> tuple[Engine, SpreadModule]:
-        engine = Engine(task, start.autoencoder, qdm, spread=checkpoint.build_spread(task))
-        return engine, SpreadModule(task, engine)
-
-    return _extend(weights, data, out, settings, stage="spread", begin=begin)
-
-
-def _extend(
-    weights: Path,
-    data: Path,
-    out: Path,
-    settings: Sequence[str],
-    *,
-    stage: Stage,
-    begin: Callable[[Task, checkpoint.Checkpoint, QDM], tuple[Engine, pl.LightningModule]],
-) -> Path:
-    """Train networks beside a model that stays as it is, and export all of them."""
-    task, start = _start_from(weights, out, settings)
-    if (out / WEIGHTS).is_file():
-        return ended(out)
-    pl.seed_everything(task.training.seed, workers=True, verbose=False)
-    engine, module = begin(task, start, _qdm_of(start, weights))
-    record = {**start.record, stage: _fit_after(task, module, data, out, stage)}
-    spread = engine.spread
-    if spread is not None:
-        source = SliceDataModule(task, data, stage)
-        on_first_process(lambda: spread.filters.copy_(measure_texture(engine.eval(), source)))
-    _export(
-        task, start.autoencoder, engine.qdm, record, out / WEIGHTS,
-        regions=engine.regions or start.regions, spread=spread or start.spread,
-    )  # fmt: skip
-    return out / WEIGHTS
-
-
-def _fit_after(
-    task: Task, module: pl.LightningModule, data: Path, out: Path, stage: Stage
-) -> dict[str, Any]:
-    """Fit what follows the two stages of training, in its own sub-folder."""
-    source = SliceDataModule(task, data, stage)
-    steps = getattr(task.training, stage).steps
-    with without_harmless_messages():
-        return fit(task, module, source, out / stage, steps)
-
-
-def _start_from(
-    weights: Path, out: Path, settings: Sequence[str]
-) -> tuple[Task, checkpoint.Checkpoint]:
-    """The task and the weights of a run that starts from others'."""
-    start = checkpoint.load(weights)
-    task = override(start.task, settings)
-    open_run(task, out)
-    _mark_start(out, start)
-    return task, start
-
-
 def _start_of(task: Task, weights: Path) -> checkpoint.Checkpoint:
     """The model that a task's stage two goes on from."""
     start = checkpoint.load(weights)
-    _qdm_of(start, weights)
+    qdm_of(start, weights)
     for section, keys in (("transformer", None), ("diffusion", PROCESS)):
         mine, theirs = (getattr(t, section).model_dump(include=keys) for t in (task, start.task))
+        if section == "transformer" and start.task.transformer.local is None:
+            mine["local"] = None  # a local network may be new
         if mine != theirs:
             raise MedQDMError(
                 f"{weights}: its {section} must have the task's settings, got {theirs}; take the "
@@ -234,7 +106,12 @@ def _check_start(out: Path, begun: checkpoint.Checkpoint | None) -> None:
         )
 
 
-def _mark_start(out: Path, start: checkpoint.Checkpoint) -> None:
+def mark_start(out: Path, start: checkpoint.Checkpoint) -> None:
+    """Note in a run folder which weights it began with, or check that they are these.
+
+    Raises:
+        MedQDMError: the run began with others.
+    """
     mark = out / START
     if mark.is_file() and mark.read_text(encoding="utf-8").strip() != start.sha256:
         raise MedQDMError(
@@ -244,7 +121,12 @@ def _mark_start(out: Path, start: checkpoint.Checkpoint) -> None:
     mark.write_text(start.sha256 + "\n", encoding="utf-8")
 
 
-def _qdm_of(start: checkpoint.Checkpoint, weights: Path) -> QDM:
+def qdm_of(start: checkpoint.Checkpoint, weights: Path) -> QDM:
+    """The transformer of loaded weights.
+
+    Raises:
+        MedQDMError: they are of stage one alone.
+    """
     if start.qdm is None:
         raise MedQDMError(
             f"{weights}: must hold a whole model, got a KL-VAE alone; "
@@ -293,7 +175,7 @@ def _train_autoencoder(task: Task, data: Path, out: Path) -> None:
     record = fit(task, module, source, out / "autoencoder", settings.steps)
     scale = measure_latent_scale(network, source, task)
     task = _with_latent_scale(task, scale)
-    _export(task, network, None, {"autoencoder": record}, out / AUTOENCODER_WEIGHTS)
+    export(task, network, None, {"autoencoder": record}, out / AUTOENCODER_WEIGHTS)
 
 
 def _check_autoencoder(task: Task, loaded: checkpoint.Checkpoint, weights: Path) -> None:
@@ -326,7 +208,7 @@ def adopt_autoencoder(task: Task, weights: Path, out: Path) -> None:
     record = {"autoencoder": loaded.record.get("autoencoder", {})}
     task = _with_latent_scale(task, loaded.task.autoencoder.latent_scale or 1.0)
     task = task.model_copy(update={"rival": None})  # the autoencoder is not the rival's own
-    _export(task, loaded.autoencoder, None, record, out / AUTOENCODER_WEIGHTS)
+    export(task, loaded.autoencoder, None, record, out / AUTOENCODER_WEIGHTS)
 
 
 def _train_diffusion(
@@ -341,12 +223,13 @@ def _train_diffusion(
     before: dict[str, Any] = {}
     if begun is not None:
         assert begun.qdm is not None  # see _start_of
-        engine.qdm.load_state_dict(begun.qdm.state_dict())
+        # a local network that the start has not begins anew
+        engine.qdm.load_state_dict({**engine.qdm.state_dict(), **begun.qdm.state_dict()})
         before = {"start_sha256": begun.sha256, "before": begun.record.get("diffusion", {})}
     settings = task.training.diffusion
     module = DiffusionModule(task, engine, _perceptual(settings.perceptual_weight))
     record = {**fit(task, module, source, out / "diffusion", settings.steps), **before}
-    _export(task, network, engine.qdm, {**stage_one.record, "diffusion": record}, out / WEIGHTS)
+    export(task, network, engine.qdm, {**stage_one.record, "diffusion": record}, out / WEIGHTS)
     return out / WEIGHTS
 
 
@@ -388,7 +271,7 @@ def _with_residual_deviation(task: Task, network: Autoencoder, source: SliceData
     return task.with_diffusion(residual_deviation=deviation)
 
 
-def _export(
+def export(
     task: Task,
     autoencoder: nn.Module,
     qdm: nn.Module | None,
@@ -398,6 +281,17 @@ def _export(
     regions: nn.Module | None = None,
     spread: nn.Module | None = None,
 ) -> None:
+    """Write a run's weights, once for all of its processes.
+
+    Args:
+        task: with what was measured in training.
+        autoencoder: of stage one.
+        qdm: of stage two; None: stage one alone, stored in float32.
+        record: how they were trained: any JSON.
+        path: where to.
+        regions: see ``Networks``, as for the next.
+        spread: the same.
+    """
     on_first_process(
         lambda: checkpoint.save(
             path,

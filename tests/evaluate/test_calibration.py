@@ -7,7 +7,7 @@ from medqdm.config import load_task
 from medqdm.data import Pair
 from medqdm.evaluate.calibration import STATED, calibration, stated_regions
 from medqdm.evaluate.detail import calibration_lines
-from medqdm.evaluate.run import Evaluation
+from medqdm.evaluate.evaluation import Evaluation
 from medqdm.evaluate.truth import WHOLE, Truth
 
 TASK = load_task("tiny", ["autoencoder.latent_scale=1"])

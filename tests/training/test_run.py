@@ -32,9 +32,10 @@ from medqdm.training.autoencoder import AutoencoderModule
 from medqdm.training.diffusion import DiffusionModule
 from medqdm.training.distillation import DistillationModule
 from medqdm.training.fit import Average
+from medqdm.training.further import distill, train_gain, train_spread
 from medqdm.training.lightning import StepSeed, without_harmless_messages
 from medqdm.training.regions import RegionModule
-from medqdm.training.run import distill, open_run, train, train_gain, train_spread
+from medqdm.training.run import open_run, train
 from medqdm.training.spread import SpreadModule, _correlations, _filter_of
 
 STEPS = 4
@@ -255,6 +256,28 @@ def test_stage_two_goes_on_from_a_whole_model(
     open_run(none, plain)
     with pytest.raises(MedQDMError, match="only be resumed as it began, without --start"):
         train(none, data, plain, start=start)
+
+
+def test_a_local_network_may_be_new_to_a_start(finished: Path, data: Path, tmp_path: Path) -> None:
+    """It begins as nothing, learns alone, and is part of the model from then on."""
+    start = finished / "weights.safetensors"
+    local = "transformer.local={channels: 8, blocks: 1}"
+    none = load_task("tiny", [*SHORT, local, "training.diffusion.steps=0"])
+    before = load_file(start)
+    begun = load_file(train(none, data, tmp_path / "none", start=start))
+    assert all(torch.equal(begun[name], value) for name, value in before.items())
+    added = begun.keys() - before.keys()
+    assert added
+    assert all(name.startswith("qdm.local.") for name in added)
+    alone = load_task("tiny", [*SHORT, local, "training.diffusion.local_alone=true"])
+    made = train(alone, data, tmp_path / "alone", start=start)
+    trained = load_file(made)
+    assert all(torch.equal(trained[name], value) for name, value in before.items())
+    assert trained["qdm.local.last.weight"].any()
+    assert checkpoint.load(made).task.transformer.local is not None
+    without = load_task("tiny", [*SHORT])
+    with pytest.raises(MedQDMError, match="its transformer must have the task's settings, got"):
+        train(without, data, tmp_path / "without", start=made)
 
 
 def test_another_transformer_is_refused_as_a_start(
