@@ -10,7 +10,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from medqdm.config import Task, parse_task
+from medqdm.config import Task, override, parse_task
 from medqdm.errors import MedQDMError
 from medqdm.models.autoencoder import KLAutoencoder
 from medqdm.models.light import LightAutoencoder
@@ -69,6 +69,25 @@ class Checkpoint:
     spread: Spread | None
     record: dict[str, Any]
     sha256: str
+
+    def task_with(self, settings: Sequence[str]) -> Task:
+        """The task with changes.
+
+        Args:
+            settings: ``key=value`` each.
+
+        Raises:
+            MedQDMError: a setting does not fit, or asks for a network that is not there.
+        """
+        task = override(self.task, settings)
+        for key in ("corrector", "mask_input"):
+            mine, theirs = (getattr(t.transformer, key) for t in (task, self.task))
+            if mine != theirs:
+                raise MedQDMError(
+                    f"transformer.{key}: must be that of the weights, {theirs}, got {mine}; leave "
+                    "it out, or train with it"
+                )
+        return task
 
 
 class Stored(NamedTuple):
@@ -127,13 +146,13 @@ def build_qdm(task: Task) -> QDM:
     Raises:
         MedQDMError: custom sizes do not divide.
     """
-    local = task.transformer.local
+    corrector = task.transformer.corrector
     return QDM(
         latent_size=task.latent_size,
         latent_channels=task.autoencoder.latent_channels,
         condition_channels=task.autoencoder.image_channels,
         mask_input=task.transformer.mask_input,
-        local=(local.channels, local.blocks) if local else None,
+        corrector=(corrector.channels, corrector.blocks) if corrector else None,
         **_size(task)._asdict(),
     )
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medqdm import checkpoint
-from medqdm.config import Precision, Task, override
+from medqdm.config import Precision, Task
 from medqdm.diffusion.sampler import Noise
 from medqdm.engine import Engine, autocast, is_bf16_fast
 from medqdm.errors import MedQDMError
@@ -83,12 +83,14 @@ def open_engine(weights: Path, overrides: Sequence[str]) -> Opened:
             f"{weights}: must hold a whole model, got a KL-VAE alone; "
             "use the weights.safetensors of a finished run"
         )
-    task = override(loaded.task, overrides)
+    task = loaded.task_with(overrides)
     if loaded.spread is not None and task.diffusion.spread:
         _check_process(task, loaded.task)
     engine = Engine(task, loaded.autoencoder, loaded.qdm, loaded.regions, loaded.spread).eval()
     # the inputs of its convolutions are channels-last (Engine), so are their weights
     engine.autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if engine.qdm.corrector is not None:
+        engine.qdm.corrector.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Opened(engine, loaded.record, loaded.sha256)
 
 

@@ -62,10 +62,10 @@ def test_multiply_adds_are_the_published_ones(size: str, tera: float) -> None:
     assert counted / 1e12 == pytest.approx(tera, abs=0.005)
 
 
-@pytest.mark.parametrize("local", ["null", "{channels: 8, blocks: 3}"])
+@pytest.mark.parametrize("corrector", ["null", "{channels: 8, blocks: 3}"])
 @pytest.mark.parametrize("share", [0.0, 1.0])
-def test_multiply_adds_are_those_torch_counts(share: float, local: str) -> None:
-    task = load_task("tiny", ["slice_px=128", f"transformer.local={local}"])
+def test_multiply_adds_are_those_torch_counts(share: float, corrector: str) -> None:
+    task = load_task("tiny", ["slice_px=128", f"transformer.corrector={corrector}"])
     qdm = checkpoint.build_qdm(task).eval()
     index = WindowIndex(torch.full((2, 16, 16), bool(share)))
     plain = sdpa_kernel(SDPBackend.MATH)  # the counter does not know the CPU's fused attention

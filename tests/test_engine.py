@@ -120,13 +120,23 @@ def sampler(name: str, settings: list[str]) -> list[str]:
     ]
 
 
+NETWORKS = {
+    "windows": ["transformer.packing=windows"],
+    "tokens": ["transformer.packing=tokens"],
+    "corrected": [
+        "transformer.packing=tokens",
+        "transformer.corrector={channels: 8, blocks: 1}",
+    ],
+}
+
+
 @pytest.mark.parametrize("name", EVERYTHING)
-@pytest.mark.parametrize("packing", ["windows", "tokens"])
+@pytest.mark.parametrize("network", NETWORKS)
 def test_all_regions_at_all_steps_are_ancestral_sampling(
-    lr: torch.Tensor, name: str, packing: str
+    lr: torch.Tensor, name: str, network: str
 ) -> None:
-    expected = make(f"transformer.packing={packing}").enhance(lr, noise_of(lr))
-    engine = make(f"transformer.packing={packing}", *sampler(name, EVERYTHING[name]))
+    expected = make(*NETWORKS[network]).enhance(lr, noise_of(lr))
+    engine = make(*NETWORKS[network], *sampler(name, EVERYTHING[name]))
     found = engine.enhance(lr, noise_of(lr))
     assert torch.equal(found.sr, expected.sr)
     assert torch.equal(found.cost.region_steps, expected.cost.region_steps)
@@ -135,9 +145,12 @@ def test_all_regions_at_all_steps_are_ancestral_sampling(
 
 @pytest.mark.parametrize("name", LESS)
 @pytest.mark.parametrize("gamma", [0, 1])
-def test_policies_do_as_much_as_they_count(lr: torch.Tensor, name: str, gamma: int) -> None:
+@pytest.mark.parametrize("network", ["windows", "corrected"])
+def test_policies_do_as_much_as_they_count(
+    lr: torch.Tensor, name: str, gamma: int, network: str
+) -> None:
     """Alone and in a batch alike, the downstream's tokens are those of the cost."""
-    engine = make(*sampler(name, LESS[name]), f"diffusion.gamma={gamma}")
+    engine = make(*NETWORKS[network], *sampler(name, LESS[name]), f"diffusion.gamma={gamma}")
     tokens: list[int] = []
     engine.qdm.downstream.register_forward_hook(
         lambda _module, inputs, _output: tokens.append(inputs[3].count)
@@ -151,8 +164,9 @@ def test_policies_do_as_much_as_they_count(lr: torch.Tensor, name: str, gamma: i
 
 
 @pytest.mark.parametrize("name", LESS)
-def test_policies_run_in_bf16(lr: torch.Tensor, name: str) -> None:
-    engine = make(*sampler(name, LESS[name]), "transformer.packing=tokens")
+@pytest.mark.parametrize("network", ["tokens", "corrected"])
+def test_policies_run_in_bf16(lr: torch.Tensor, name: str, network: str) -> None:
+    engine = make(*NETWORKS[network], *sampler(name, LESS[name]))
     exact = engine.enhance(lr, noise_of(lr))
     with torch.autocast("cpu", torch.bfloat16):
         found = engine.enhance(lr, noise_of(lr))

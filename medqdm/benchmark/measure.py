@@ -12,7 +12,7 @@ import psutil
 import torch
 from torch import nn
 
-from medqdm.models.local import LocalNet
+from medqdm.models.corrector import Corrector
 from medqdm.models.transformer import QDM, UPSTREAM_PATCH
 from medqdm.models.windows import PATCH, WindowIndex
 
@@ -127,7 +127,7 @@ def multiply_adds(qdm: QDM, index: WindowIndex, num_steps: int) -> int:
     Per token of width H in each block: 4 H^2 for the projections of self-attention, 2 H^2 for
     those of cross-attention, 8 H^2 for an MLP, and 2 H for each token it attends to. The
     upstream's keys and values cost another 2 H^2 per upstream token and block. What packing adds to
-    fill rows counts nothing, nor do adaLN vectors (0.02 % of a dense run). A local network's
+    fill rows counts nothing, nor do adaLN vectors (0.02 % of a dense run). A corrector's
     convolutions run over the whole latent.
 
     Args:
@@ -151,20 +151,20 @@ def multiply_adds(qdm: QDM, index: WindowIndex, num_steps: int) -> int:
         total += index.count * (
             PATCH**2 * ends * hidden + depth * (22 * hidden**2 + 2 * coarse * hidden)
         )
-    if qdm.local is not None:
-        total += batch * _convolutions(qdm.local, height * width)
+    if qdm.corrector is not None:
+        total += batch * _convolutions(qdm.corrector, height * width)
     return num_steps * total
 
 
-def _convolutions(local: LocalNet, latents: int) -> int:
-    """Multiply-adds of a local network: each weight of a convolution once per place."""
+def _convolutions(corrector: Corrector, latents: int) -> int:
+    """Multiply-adds of a corrector: each weight of a convolution once per place."""
 
     def weights(*parts: nn.Module) -> int:
         kinds = (nn.Conv2d, nn.ConvTranspose2d)
         return sum(m.weight.numel() for p in parts for m in p.modules() if isinstance(m, kinds))
 
-    fine = weights(local.first, local.before, local.after, local.last)
-    return fine * latents + weights(local.down, local.coarse, local.up) * latents // 4
+    fine = weights(corrector.first, corrector.before, corrector.after, corrector.last)
+    return fine * latents + weights(corrector.down, corrector.coarse, corrector.up) * latents // 4
 
 
 @dataclass(frozen=True)

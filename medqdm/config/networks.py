@@ -64,7 +64,7 @@ class AutoencoderSection(Section):
         return self
 
 
-class LocalSection(Section):
+class CorrectorSection(Section):
     """Convolutions over latents that correct what the transformer's streams predict."""
 
     channels: PositiveInt = 64
@@ -91,8 +91,9 @@ class TransformerSection(Section):
     packing: Literal["windows", "tokens"] = "windows"
     """What exists downstream: all tokens of windows that hold a refined one (published weights), or
     refined tokens alone, for which a network must have been trained."""
-    local: LocalSection | None = None
-    """A local network after both streams (``models.local``); None: none, as published."""
+    corrector: CorrectorSection | None = None
+    """Convolutions after both streams (``models.corrector``); None: none, as published. They run
+    over the whole latent at every step, so that their cost does not follow the quadtree."""
 
     @model_validator(mode="after")
     def _custom_is_whole(self) -> "TransformerSection":

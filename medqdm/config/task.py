@@ -74,6 +74,15 @@ class Task(Section):
         return data
 
     @model_validator(mode="after")
+    def _corrector_exists(self) -> "Task":
+        if self.training.diffusion.corrector_alone and self.transformer.corrector is None:
+            raise ValueError(
+                "training.diffusion.corrector_alone must go with transformer.corrector, got none; "
+                "set transformer.corrector, or train all"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _mix_fits(self) -> "Task":
         for name in self.degradation_mix:
             if name not in DEGRADATIONS:

@@ -57,9 +57,11 @@ class DiffusionTraining(Section):
     have none."""
     region_steps_share: Probability = 0.0
     """Share of the batches in which each window stands at a step of its own, as under ``tss``."""
-    local_alone: bool = False
-    """Train the local network (``transformer.local``) and, with an image loss, the decoder, while
+    corrector_alone: bool = False
+    """Train the corrector (``transformer.corrector``) and, with an image loss, the decoder, while
     the streams stay as they are: for a model that was trained without one (``--start``)."""
+    corrector_weight: NonNegativeFloat = 1.0
+    """Weight of the corrector's squared error beside those of Eq. 6."""
     mask_training: Literal["mixed", "none"] = "mixed"
     """mixed: mostly the task's s, some s = 0, some random s. none: s = 0 always, as published."""
 

@@ -2,7 +2,7 @@
 
 The upstream sees the whole latent in patches of 8. The downstream sees patches of 2 in windows of
 8 x 8 tokens, asks the upstream for the rest of the picture, and runs in the active windows only.
-A task may add convolutions over what both predict (``models.local``).
+A task may add convolutions over what both predict (``models.corrector``).
 """
 
 from typing import NamedTuple
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from medqdm.errors import MedQDMError
+from medqdm.models.corrector import Corrector
 from medqdm.models.layers import (
     CrossAttention,
     GatedBlock,
@@ -22,7 +23,6 @@ from medqdm.models.layers import (
     initialize,
     position_table,
 )
-from medqdm.models.local import LocalNet
 from medqdm.models.windows import PATCH, WINDOW, WindowIndex, check_sides
 
 UPSTREAM_PATCH = 8  # latents per upstream token along an axis
@@ -61,8 +61,8 @@ class Modulations(NamedTuple):
         upstream_rows: which of the m steps each upstream token stands at; None: the m steps are
             one per slice, or one for all.
         downstream_rows: likewise for each token that exists downstream.
-        local: per block of the local network (m, 2, channels); None without one.
-        local_rows: likewise for each latent.
+        corrector: per block of the corrector (m, 2, channels); None without one.
+        corrector_rows: likewise for each latent.
     """
 
     upstream: tuple[Float[Tensor, "m 6 hidden"], ...]
@@ -71,8 +71,8 @@ class Modulations(NamedTuple):
     downstream_head: Float[Tensor, "m 2 hidden"]
     upstream_rows: Int[Tensor, "b tokens"] | None = None
     downstream_rows: Int[Tensor, " count"] | None = None
-    local: tuple[Float[Tensor, "m 2 channels"], ...] | None = None
-    local_rows: Int[Tensor, "b h w"] | None = None
+    corrector: tuple[Float[Tensor, "m 2 channels"], ...] | None = None
+    corrector_rows: Int[Tensor, "b h w"] | None = None
 
     def at(self, k: int) -> "Modulations":
         """The vectors of the k-th step alone, for all slices of a batch."""
@@ -82,7 +82,7 @@ class Modulations(NamedTuple):
             self.upstream_head[part],
             tuple((local[part], cross[part]) for local, cross in self.downstream),
             self.downstream_head[part],
-            local=None if self.local is None else tuple(v[part] for v in self.local),
+            corrector=None if self.corrector is None else tuple(v[part] for v in self.corrector),
         )
 
     def to(self, dtype: torch.dtype) -> "Modulations":
@@ -92,7 +92,9 @@ class Modulations(NamedTuple):
             upstream_head=self.upstream_head.to(dtype),
             downstream=tuple((v.to(dtype), w.to(dtype)) for v, w in self.downstream),
             downstream_head=self.downstream_head.to(dtype),
-            local=None if self.local is None else tuple(v.to(dtype) for v in self.local),
+            corrector=None
+            if self.corrector is None
+            else tuple(v.to(dtype) for v in self.corrector),
         )
 
     def at_map(self, rows: Int[Tensor, "b 1 h w"], index: WindowIndex) -> "Modulations":
@@ -105,7 +107,7 @@ class Modulations(NamedTuple):
         return self._replace(
             upstream_rows=rows[:, 0, ::UPSTREAM_PATCH, ::UPSTREAM_PATCH].flatten(1),
             downstream_rows=index.gather(rows)[:, 0],
-            local_rows=rows[:, 0],
+            corrector_rows=rows[:, 0],
         )
 
 
@@ -270,8 +272,8 @@ class QDM(nn.Module):
         depth: blocks per stream.
         num_heads: attention heads.
         mask_input: whether the network sees the refined regions as a channel.
-        local: width and blocks of the convolutions over what both streams predict; None: none, as
-            published.
+        corrector: width and blocks of the convolutions over what both streams predict; None: none,
+            as published.
 
     Raises:
         MedQDMError: sizes that do not divide.
@@ -287,7 +289,7 @@ class QDM(nn.Module):
         depth: int,
         num_heads: int,
         mask_input: bool = False,
-        local: tuple[int, int] | None = None,
+        corrector: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
         check_sides(latent_size, latent_size)
@@ -309,10 +311,10 @@ class QDM(nn.Module):
             trained=latent_size, in_channels=in_channels, out_channels=latent_channels, size=size
         )
         initialize(self)
-        self.local = None
-        if local is not None:
-            channels, blocks = local
-            self.local = LocalNet(
+        self.corrector = None
+        if corrector is not None:
+            channels, blocks = corrector
+            self.corrector = Corrector(
                 in_channels=in_channels + latent_channels,
                 out_channels=latent_channels,
                 channels=channels,
@@ -356,7 +358,9 @@ class QDM(nn.Module):
         index: WindowIndex,
         noisy: Bool[Tensor, "b 1 h w"] | None = None,
     ) -> Float[Tensor, "b c h w"]:
-        """What the streams predict, with what the local network adds, if there is one.
+        """What the streams predict, with what the corrector adds, if there is one.
+
+        Regions that carry noise but do not run stay the upstream's.
 
         Args:
             predicted: the downstream's where refined, the upstream's elsewhere.
@@ -366,12 +370,17 @@ class QDM(nn.Module):
             index: the same.
             noisy: the same.
         """
-        if self.local is None:
+        if self.corrector is None:
             return predicted
-        modulations = t if isinstance(t, Modulations) else self.modulations(t)
-        assert modulations.local is not None
+        if isinstance(t, Modulations):
+            vectors, rows = t.corrector, t.corrector_rows
+        else:
+            vectors, rows = self.corrector.vectors(t), None
+        assert vectors is not None
         x = torch.cat([self._seen(z_t, lr, index, noisy), predicted], dim=1)
-        added: Tensor = self.local(x, modulations.local, modulations.local_rows)
+        added: Tensor = self.corrector(x, vectors, rows)
+        if noisy is not None:
+            added = added * (index.refined | ~noisy)
         return predicted + added.to(predicted.dtype)
 
     def _seen(
@@ -428,7 +437,7 @@ class QDM(nn.Module):
             up.head.modulation(step_up),
             tuple(block.modulations(step_down) for block in down.blocks),  # type: ignore[operator]
             down.head.modulation(step_down),
-            local=None if self.local is None else self.local.vectors(t),
+            corrector=None if self.corrector is None else self.corrector.vectors(t),
         )
 
     @staticmethod

@@ -92,7 +92,7 @@ class LatentUNet(nn.Module):
         attention_levels: coarsest resolutions with self-attention.
     """
 
-    local = None  # nothing corrects it
+    corrector = None
 
     def __init__(
         self,

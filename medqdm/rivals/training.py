@@ -36,6 +36,8 @@ _WITHOUT_REGIONS = (
     "quadtree.noise_factor=0",
     "training.diffusion.mask_training=none",
     "training.diffusion.region_steps_share=0",
+    "transformer.corrector=null",
+    "training.diffusion.corrector_alone=false",
 )
 
 

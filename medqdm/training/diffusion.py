@@ -14,7 +14,6 @@ from medqdm import metrics
 from medqdm.config import DiffusionTraining, DistillationTraining, Task
 from medqdm.diffusion.policies import spread
 from medqdm.engine import Engine
-from medqdm.errors import MedQDMError
 from medqdm.models.perceptual import PerceptualDistance
 from medqdm.models.transformer import Modulations
 from medqdm.models.windows import WINDOW, WindowIndex
@@ -40,7 +39,7 @@ class SamplingModule(pl.LightningModule):
         self.engine = engine
 
     def freeze(self, settings: DiffusionTraining | DistillationTraining) -> None:
-        """Let only the transformer learn and, with an image loss, the decoder."""
+        """Let only the QDM learn and, with an image loss, the decoder."""
         self.engine.autoencoder.requires_grad_(False)
         if settings.image_weight > 0:
             self.engine.autoencoder.decoder.requires_grad_(True)
@@ -87,7 +86,7 @@ class SamplingModule(pl.LightningModule):
                 )
 
     def configure_optimizers(self) -> Any:
-        """AdamW over the transformer and, with an image loss, the decoder."""
+        """AdamW over what learns: the QDM or a part of it and, with an image loss, the decoder."""
         return make_optimizer(
             [p for p in self.engine.parameters() if p.requires_grad],
             self.settings.learning_rate,
@@ -148,14 +147,9 @@ class DiffusionModule(SamplingModule):
         self.settings = task.training.diffusion
         self.perceptual = perceptual
         self.freeze(self.settings)
-        if self.settings.local_alone:
-            if engine.qdm.local is None:
-                raise MedQDMError(
-                    f"task {task.name}: training.diffusion.local_alone must go with "
-                    "transformer.local, got none; set transformer.local, or train all"
-                )
+        if self.settings.corrector_alone and engine.qdm.corrector is not None:
             engine.qdm.requires_grad_(False)
-            engine.qdm.local.requires_grad_(True)
+            engine.qdm.corrector.requires_grad_(True)
 
     def draw_thresholds(self, count: int, device: torch.device) -> Float[Tensor, " b"]:
         """A quadtree threshold per sample: mostly s, some 0, some uniform in [0, 2 s]."""
@@ -171,7 +165,7 @@ class DiffusionModule(SamplingModule):
     def training_step(self, batch: dict[str, Any], _batch_idx: int) -> Tensor:
         """Eq. 6: each stream's squared error in what it predicts, downstream where refined.
 
-        With a local network its own error is added, over the whole latent as the upstream's.
+        With a corrector its own error is added, over the whole latent as the upstream's.
         """
         hr, lr = batch["hr"], batch["lr"]
         engine = self.engine
@@ -189,8 +183,7 @@ class DiffusionModule(SamplingModule):
             z_t = torch.where(is_mean[:, None, None, None], z_lr, z_t)
         scaled = engine.process.scale_input(z_t, t, refined)
         vectors, condition = self._vectors(t, index), engine.condition(lr)
-        with torch.set_grad_enabled(not self.settings.local_alone):
-            up, down = engine.qdm.streams(scaled, vectors, condition, index)
+        up, down = engine.qdm.streams(scaled, vectors, condition, index)
         base, scale = engine.frame(scaled, t, z_lr=z_lr, noisy=refined)
         target = (z_0 - base) / scale
         loss_up = ((up.float() - target) ** 2).mean()
@@ -200,11 +193,12 @@ class DiffusionModule(SamplingModule):
         self.log_dict({"train/upstream": loss_up, "train/downstream": loss_down,
                        "train/density": tree.density.mean()})  # fmt: skip
         joined = torch.where(refined, down, up)
-        if engine.qdm.local is not None:
+        if engine.qdm.corrector is not None:
             joined = engine.qdm.correct(joined, scaled, vectors, condition, index)
-            loss_local = ((joined.float() - target) ** 2).mean()
-            loss = loss_local if self.settings.local_alone else loss + loss_local
-            self.log("train/local", loss_local)
+            corrected = ((joined.float() - target) ** 2).mean()
+            before = 0 if self.settings.corrector_alone else loss
+            loss = before + self.settings.corrector_weight * corrected
+            self.log("train/corrected", corrected)
         predicted = joined.float() * scale + base
         if self.settings.image_weight > 0:
             image = self.image_loss(predicted, lr, hr)

@@ -7,7 +7,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from medqdm import checkpoint
-from medqdm.config import Task, override
+from medqdm.config import Task
 from medqdm.data import SliceDataModule
 from medqdm.data.samples import Stage
 from medqdm.engine import Engine
@@ -148,7 +148,7 @@ def _start_from(
 ) -> tuple[Task, checkpoint.Checkpoint]:
     """The task and the weights of a run that starts from others'."""
     start = checkpoint.load(weights)
-    task = override(start.task, settings)
+    task = start.task_with(settings)
     open_run(task, out)
     mark_start(out, start)
     return task, start

@@ -12,7 +12,7 @@ from torch import nn
 
 from medqdm import checkpoint
 from medqdm.checkpoint import Autoencoder
-from medqdm.config import Task
+from medqdm.config import Task, parse_task
 from medqdm.data import SliceDataModule
 from medqdm.engine import Engine
 from medqdm.errors import MedQDMError
@@ -49,7 +49,8 @@ def train(
         data: folder of volumes, one patient per sub-folder or file.
         out: run folder; a new one, or that of the same task to resume.
         autoencoder: medqdm weights whose KL-VAE is taken instead of training stage one.
-        start: medqdm weights of a whole model that stage two goes on from, with its autoencoder.
+        start: medqdm weights of a whole model that stage two goes on from, with its autoencoder;
+            a corrector may be new.
 
     Returns:
         The exported weights, ``OUT/weights.safetensors``.
@@ -60,6 +61,11 @@ def train(
     if start is not None and autoencoder is not None:
         raise MedQDMError(
             "--start: its weights bring an autoencoder, got --autoencoder too; give one of both"
+        )
+    if task.training.diffusion.corrector_alone and start is None:
+        raise MedQDMError(
+            "training.diffusion.corrector_alone: must go on from a model, got no --start; give "
+            "one, or leave it out"
         )
     begun = None if start is None else _start_of(task, start)
     if autoencoder is not None:
@@ -85,8 +91,8 @@ def _start_of(task: Task, weights: Path) -> checkpoint.Checkpoint:
     qdm_of(start, weights)
     for section, keys in (("transformer", None), ("diffusion", PROCESS)):
         mine, theirs = (getattr(t, section).model_dump(include=keys) for t in (task, start.task))
-        if section == "transformer" and start.task.transformer.local is None:
-            mine["local"] = None  # a local network may be new
+        if section == "transformer" and start.task.transformer.corrector is None:
+            mine["corrector"] = None  # that may be new
         if mine != theirs:
             raise MedQDMError(
                 f"{weights}: its {section} must have the task's settings, got {theirs}; take the "
@@ -150,7 +156,8 @@ def open_run(task: Task, out: Path) -> None:
     settings = yaml.safe_dump(task.model_dump(mode="json"), sort_keys=False)
     file = out / "task.yaml"
     if file.is_file():
-        if file.read_text(encoding="utf-8") != settings:
+        # settings that are younger than the run have their defaults
+        if parse_task(yaml.safe_load(file.read_text(encoding="utf-8")), where=str(file)) != task:
             raise MedQDMError(
                 f"{out}: a run can only be resumed with its own task, got other settings than its "
                 "task.yaml; choose another --out, or the settings of that file"
@@ -223,7 +230,7 @@ def _train_diffusion(
     before: dict[str, Any] = {}
     if begun is not None:
         assert begun.qdm is not None  # see _start_of
-        # a local network that the start has not begins anew
+        # a corrector that the start has not begins anew
         engine.qdm.load_state_dict({**engine.qdm.state_dict(), **begun.qdm.state_dict()})
         before = {"start_sha256": begun.sha256, "before": begun.record.get("diffusion", {})}
     settings = task.training.diffusion

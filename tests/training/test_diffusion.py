@@ -161,11 +161,16 @@ def test_preconditioned_losses_are_in_units_of_the_guess(
     torch.testing.assert_close(shown[0], z_0, atol=1e-4, rtol=1e-4)
 
 
-LOCAL = "transformer.local={channels: 8, blocks: 1}"
+CORRECTOR = "transformer.corrector={channels: 8, blocks: 1}"
 
 
-def test_a_local_network_has_a_loss_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = make(LOCAL, "transformer.prediction=z_0", "training.diffusion.image_weight=1")
+def test_a_corrector_has_a_loss_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = make(
+        CORRECTOR,
+        "transformer.prediction=z_0",
+        "training.diffusion.image_weight=1",
+        "training.diffusion.corrector_weight=3",
+    )
     batch, engine = make_batch(), module.engine
     with torch.no_grad():
         z_0 = engine.encode(batch["hr"])
@@ -175,24 +180,33 @@ def test_a_local_network_has_a_loss_of_its_own(monkeypatch: pytest.MonkeyPatch) 
         module, "image_loss", lambda z, *_: shown.append(z) or torch.zeros((), requires_grad=True)
     )
     loss = module.training_step(batch, 0)
-    assert module.logged["train/local"] == pytest.approx(0.01, rel=1e-4)
+    assert module.logged["train/corrected"] == pytest.approx(0.01, rel=1e-4)
     streams = module.logged["train/upstream"] + module.logged["train/downstream"]
-    assert loss.item() == pytest.approx(streams + 0.01, rel=1e-4)
+    assert loss.item() == pytest.approx(streams + 0.03, rel=1e-4)
     torch.testing.assert_close(shown[0], z_0 + 0.1)  # the picture is of the corrected latent
 
 
-def test_a_local_network_alone_leaves_the_streams_as_they_are() -> None:
-    module = make(LOCAL, "training.diffusion.local_alone=true")
+def test_a_corrector_alone_leaves_the_streams_as_they_are() -> None:
+    module = make(CORRECTOR, "training.diffusion.corrector_alone=true")
     learning = {n for n, p in module.named_parameters() if p.requires_grad}
     assert learning
-    assert all(n.startswith("engine.qdm.local.") for n in learning)
+    assert all(n.startswith("engine.qdm.corrector.") for n in learning)
     loss = module.training_step(make_batch(), 0)
-    assert loss.item() == pytest.approx(module.logged["train/local"], rel=1e-6)
+    assert loss.item() == pytest.approx(module.logged["train/corrected"], rel=1e-6)
     loss.backward()
     with_gradient = {n for n, p in module.named_parameters() if p.grad is not None}
     assert with_gradient == learning
-    with pytest.raises(MedQDMError, match=r"local_alone must go with transformer\.local, got none"):
-        make("training.diffusion.local_alone=true")
+    with pytest.raises(MedQDMError, match=r"must go with transformer\.corrector, got none"):
+        make("training.diffusion.corrector_alone=true")
+
+
+def test_a_corrector_learns_from_a_step_per_region() -> None:
+    module = make(CORRECTOR, "training.diffusion.region_steps_share=1")
+    module.training_step(make_batch(), 0).backward()
+    corrector = module.engine.qdm.corrector
+    assert corrector is not None
+    assert corrector.last.weight.grad is not None
+    assert corrector.last.weight.grad.abs().max() > 0
 
 
 def test_steps_are_drawn_in_their_shares() -> None:

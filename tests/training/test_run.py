@@ -258,26 +258,34 @@ def test_stage_two_goes_on_from_a_whole_model(
         train(none, data, plain, start=start)
 
 
-def test_a_local_network_may_be_new_to_a_start(finished: Path, data: Path, tmp_path: Path) -> None:
+def test_a_corrector_may_be_new_to_a_start(finished: Path, data: Path, tmp_path: Path) -> None:
     """It begins as nothing, learns alone, and is part of the model from then on."""
     start = finished / "weights.safetensors"
-    local = "transformer.local={channels: 8, blocks: 1}"
-    none = load_task("tiny", [*SHORT, local, "training.diffusion.steps=0"])
+    corrector = "transformer.corrector={channels: 8, blocks: 1}"
+    none = load_task("tiny", [*SHORT, corrector, "training.diffusion.steps=0"])
     before = load_file(start)
     begun = load_file(train(none, data, tmp_path / "none", start=start))
     assert all(torch.equal(begun[name], value) for name, value in before.items())
     added = begun.keys() - before.keys()
     assert added
-    assert all(name.startswith("qdm.local.") for name in added)
-    alone = load_task("tiny", [*SHORT, local, "training.diffusion.local_alone=true"])
+    assert all(name.startswith("qdm.corrector.") for name in added)
+    alone = load_task("tiny", [*SHORT, corrector, "training.diffusion.corrector_alone=true"])
     made = train(alone, data, tmp_path / "alone", start=start)
     trained = load_file(made)
     assert all(torch.equal(trained[name], value) for name, value in before.items())
-    assert trained["qdm.local.last.weight"].any()
-    assert checkpoint.load(made).task.transformer.local is not None
+    assert trained["qdm.corrector.last.weight"].any()
+    assert checkpoint.load(made).task.transformer.corrector is not None
     without = load_task("tiny", [*SHORT])
     with pytest.raises(MedQDMError, match="its transformer must have the task's settings, got"):
         train(without, data, tmp_path / "without", start=made)
+    with pytest.raises(MedQDMError, match="corrector_alone: must go on from a model, got no --st"):
+        train(alone, data, tmp_path / "nothing")
+    asked = ["transformer.corrector={channels: 8, blocks: 2}"]
+    with pytest.raises(MedQDMError, match=r"transformer\.corrector: must be that of the weights"):
+        train_spread(made, data, tmp_path / "spread", asked)
+    with pytest.raises(MedQDMError, match=r"transformer\.corrector: must be that of the weights"):
+        Enhancer(made, device="cpu", overrides=asked)
+    assert {path.name for path in tmp_path.iterdir()} == {"none", "alone"}
 
 
 def test_another_transformer_is_refused_as_a_start(

@@ -1,8 +1,8 @@
-"""Local: convolutions over latents that correct what the two streams predict.
+"""Corrector: convolutions over latents that correct what the two streams predict.
 
 A token of either stream is a patch, so neighbouring latents meet in linear maps and attention
 alone, which take long to learn what noisy latents say of each other. Convolutions with the step's
-scale and shift (a U-Net of two resolutions) learn it within minutes.
+scale and shift (a U-Net of two resolutions) learn it sooner (MODEL_CARD.md has the measurement).
 """
 
 from collections.abc import Sequence
@@ -12,14 +12,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from medqdm.models.layers import StepEmbedding
+from medqdm.models.layers import Modulation, StepEmbedding
 
 FINE_BLOCKS = 2  # residual blocks at full resolution on either side of the coarse ones
 
 Vectors = Sequence[Float[Tensor, "m 2 channels"]]  # of each block: scale and shift per step
 
 
-class LocalBlock(nn.Module):
+class CorrectorBlock(nn.Module):
     """Convolution, scale and shift of the step, SiLU, convolution; added to its input.
 
     Args:
@@ -30,15 +30,11 @@ class LocalBlock(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.modulation = nn.Linear(channels, 2 * channels)
-        for zero in (self.conv2, self.modulation):
+        self.modulation = Modulation(hidden_size=channels, num_outputs=2)
+        for zero in (self.conv2, self.modulation.linear):
             nn.init.zeros_(zero.weight)
             assert zero.bias is not None
             nn.init.zeros_(zero.bias)
-
-    def vectors(self, step: Float[Tensor, "m channels"]) -> Float[Tensor, "m 2 channels"]:
-        """Scale and shift at embedded steps."""
-        return torch.unflatten(self.modulation(functional.silu(step)), 1, (2, -1))
 
     def forward(
         self,
@@ -61,7 +57,7 @@ class LocalBlock(nn.Module):
         return x + out
 
 
-class LocalNet(nn.Module):
+class Corrector(nn.Module):
     """A U-Net of two resolutions; zero everywhere before training.
 
     Args:
@@ -75,7 +71,7 @@ class LocalNet(nn.Module):
         super().__init__()
 
         def several(count: int) -> nn.ModuleList:
-            return nn.ModuleList(LocalBlock(channels=channels) for _ in range(count))
+            return nn.ModuleList(CorrectorBlock(channels=channels) for _ in range(count))
 
         self.step = StepEmbedding(hidden_size=channels)
         self.first = nn.Conv2d(in_channels, channels, 3, padding=1)
@@ -93,7 +89,7 @@ class LocalNet(nn.Module):
         """Scale and shift of every block at schedule indices."""
         step = self.step(t)
         blocks = (*self.before, *self.coarse, *self.after)
-        return tuple(block.vectors(step) for block in blocks)
+        return tuple(block.modulation(step) for block in blocks)
 
     def forward(
         self,

@@ -1,19 +1,19 @@
-"""The local network: what it is told, and that it corrects the streams and nothing else."""
+"""The corrector: what it is told, and that it corrects the streams and nothing else."""
 
 import pytest
 import torch
 
-from medqdm.models.local import LocalNet
+from medqdm.models.corrector import Corrector
 from medqdm.models.transformer import QDM, WindowIndex
 
 T = torch.tensor
 
 
-def make_qdm(local: tuple[int, int] | None, *, awake: bool = True) -> QDM:
+def make_qdm(corrector: tuple[int, int] | None, *, awake: bool = True) -> QDM:
     torch.manual_seed(0)
     network = QDM(
         latent_size=32, latent_channels=3, condition_channels=1, hidden_size=16, depth=1,
-        num_heads=2, mask_input=True, local=local,
+        num_heads=2, mask_input=True, corrector=corrector,
     )  # fmt: skip
     if awake:
         with torch.no_grad():
@@ -86,12 +86,30 @@ def test_a_map_of_one_step_is_that_step_and_of_two_each_in_its_place() -> None:
     def correction(where: torch.Tensor) -> torch.Tensor:
         return network.correct(torch.zeros_like(z_t), z_t, table.at_map(where, index), lr, index)
 
-    rows[..., 32:] = 1
+    rows[..., 24:] = 1
     both, first, second = (correction(r) for r in (rows, torch.zeros_like(rows), 1 - 0 * rows))
-    far = 14  # further than the small network looks
-    torch.testing.assert_close(both[..., : 32 - far], first[..., : 32 - far], atol=1e-5, rtol=0)
-    assert (both[..., 46:] - second[..., 46:]).abs().max() < (first - second).abs().max()
+    near = 18  # further than it looks: 6 latents in fine blocks on either side, 12 in coarse ones
+    torch.testing.assert_close(both[..., : 24 - near], first[..., : 24 - near], atol=1e-6, rtol=0)
+    torch.testing.assert_close(both[..., 24 + near :], second[..., 24 + near :], atol=1e-6, rtol=0)
     assert not torch.allclose(first, second, atol=1e-3)
+
+
+@torch.inference_mode()
+def test_regions_that_do_not_run_stay_the_upstream_s() -> None:
+    """As ``noisy`` says: those that carry noise, some of which a policy lets wait."""
+    z_t, lr, refined = inputs(1)
+    network, t = make_qdm((8, 2)), T([3])
+    noisy = WindowIndex(refined).refined
+    due = refined.clone()
+    due[:, :, 8:] = False
+    index = WindowIndex(due)
+    up, _ = network.streams(z_t, t, lr, index, noisy)
+    out = network(z_t, t, lr, due, noisy)
+    waiting = (noisy & ~index.refined).expand_as(out)
+    assert waiting.any()
+    assert torch.equal(out[waiting], up[waiting])
+    others = (~noisy).expand_as(out)
+    assert ((out - up)[others].abs() > 1e-4).float().mean() > 0.9
 
 
 @torch.inference_mode()
@@ -105,7 +123,7 @@ def test_slices_of_a_batch_do_not_meet() -> None:
 
 def test_every_weight_learns() -> None:
     torch.manual_seed(0)
-    network = LocalNet(in_channels=8, out_channels=3, channels=8, blocks=2)
+    network = Corrector(in_channels=8, out_channels=3, channels=8, blocks=2)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
