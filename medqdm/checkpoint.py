@@ -38,6 +38,7 @@ _NESTED = (  # where training scripts put their weights, averaged ones first
     "ema", "ema_state_dict", "model_ema", "params_ema", "state_dict_ema",
     "state_dict", "model_state_dict", "model", "params", "net",
 )  # fmt: skip
+_NOT_OF_THE_WEIGHTS = {"packing", "latent_scale"}  # settings of networks that others may change
 _AVERAGED = "model_ema."
 _PREFIXES = re.compile(r"^((module|_orig_mod|model|ema_model|first_stage_model)\.)+")
 
@@ -80,13 +81,14 @@ class Checkpoint:
             MedQDMError: a setting does not fit, or asks for a network that is not there.
         """
         task = override(self.task, settings)
-        for key in ("corrector", "mask_input"):
-            mine, theirs = (getattr(t.transformer, key) for t in (task, self.task))
-            if mine != theirs:
-                raise MedQDMError(
-                    f"transformer.{key}: must be that of the weights, {theirs}, got {mine}; leave "
-                    "it out, or train with it"
-                )
+        for section in ("autoencoder", "transformer"):
+            mine, theirs = (getattr(t, section).model_dump() for t in (task, self.task))
+            for key in mine.keys() - _NOT_OF_THE_WEIGHTS:
+                if mine[key] != theirs[key]:
+                    raise MedQDMError(
+                        f"{section}.{key}: must be that of the weights, {theirs[key]}, got "
+                        f"{mine[key]}; leave it out, or train with it"
+                    )
         return task
 
 

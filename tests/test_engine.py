@@ -173,6 +173,25 @@ def test_policies_run_in_bf16(lr: torch.Tensor, name: str, network: str) -> None
     assert float((found.sr - exact.sr).abs().mean()) < 0.2  # an untrained network amplifies
 
 
+def test_the_upstream_alone_is_not_corrected_where_it_stands_in(lr: torch.Tensor) -> None:
+    """Detail that the control leaves to the upstream is the upstream's; the rest is corrected."""
+    engine = make(*NETWORKS["corrected"], *sampler("upstream", []), "diffusion.sampling_steps=1")
+    z_lr = engine.encode(engine.upsample(lr))
+    index = engine.index(engine.quadtree(lr), z_lr)
+    t = torch.tensor([engine.process.schedule.num_steps - 1] * 2)
+    z_t = engine.process.prior(z_lr, noise_of(lr)(0), index.refined)
+    scaled = engine.process.scale_input(z_t, t, index.refined)
+    nowhere = engine.index(engine.quadtree(lr, 9.0), z_lr)
+    with torch.no_grad():
+        up, _ = engine.qdm.streams(scaled, t, lr, nowhere, index.refined)
+    base, scale = engine.frame(scaled, t, z_lr=z_lr, noisy=index.refined)
+    upstream = up * scale + base
+    found = engine.denoise(lr, z_lr, index, noise_of(lr))
+    refined = index.refined.expand_as(found)
+    torch.testing.assert_close(found[refined], upstream[refined], atol=1e-4, rtol=1e-4)
+    assert (found - upstream)[~refined].abs().max() > 1e-3
+
+
 def test_costs_are_those_of_the_windows(lr: torch.Tensor) -> None:
     engine = make("diffusion.sampling_steps=4")
     cost = engine.enhance(lr, noise_of(lr)).cost

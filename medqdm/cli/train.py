@@ -21,7 +21,9 @@ def train(
     ] = None,
     start: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="Weights of a whole model that stage two goes on from."),
+        typer.Option(
+            help="Weights of a whole model that stage two goes on from; a corrector may be new."
+        ),
     ] = None,
     settings: Set = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the whole task.")] = False,

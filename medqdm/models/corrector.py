@@ -2,7 +2,7 @@
 
 A token of either stream is a patch, so neighbouring latents meet in linear maps and attention
 alone, which take long to learn what noisy latents say of each other. Convolutions with the step's
-scale and shift (a U-Net of two resolutions) learn it sooner (MODEL_CARD.md has the measurement).
+scale and shift (a U-Net of two resolutions) are made for it; docs/draws.md has what they bring.
 """
 
 from collections.abc import Sequence

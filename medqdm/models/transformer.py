@@ -51,7 +51,7 @@ SIZES: dict[str, Size] = {
 
 
 class Modulations(NamedTuple):
-    """The adaLN vectors of both streams at some steps: they depend on nothing else.
+    """What the networks are told of some steps, adaLN vectors first: they depend on nothing else.
 
     Args:
         upstream: per block (m, 6, hidden).

@@ -92,7 +92,7 @@ class LatentUNet(nn.Module):
         attention_levels: coarsest resolutions with self-attention.
     """
 
-    corrector = None
+    corrector = None  # as a QDM without one: what trains both asks
 
     def __init__(
         self,

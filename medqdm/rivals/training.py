@@ -30,7 +30,7 @@ from medqdm.training.run import (
 
 SECTIONS = {"edsr": EDSRSection(), "resshift": ResShiftSection()}
 STAGE = "rival"  # sub-folder of the run
-_WITHOUT_REGIONS = (
+_UNET_ALONE = (  # settings of a U-Net that takes the transformer's place
     "quadtree.threshold=0",
     "quadtree.inclusive=true",
     "quadtree.noise_factor=0",
@@ -94,7 +94,7 @@ def rival_task(network: str, task: str | Path, settings: Sequence[str] = ()) -> 
     if network not in SECTIONS:
         raise MedQDMError(f"no rival '{network}': expected one of {', '.join(SECTIONS)}")
     rivalled = load_task(task).model_copy(update={"rival": SECTIONS[network]})
-    fixed = _WITHOUT_REGIONS if network == "resshift" else ()  # whatever the settings say
+    fixed = _UNET_ALONE if network == "resshift" else ()  # whatever the settings say
     return override(rivalled, [*settings, *fixed])
 
 

@@ -132,7 +132,7 @@ def log_scores(
 
 
 class DiffusionModule(SamplingModule):
-    """Trains the QDM of an engine; the autoencoder stays frozen.
+    """Trains the QDM of an engine; of the autoencoder at most the decoder (``image_weight``).
 
     Args:
         task: its ``training.diffusion`` section says how.
@@ -165,7 +165,8 @@ class DiffusionModule(SamplingModule):
     def training_step(self, batch: dict[str, Any], _batch_idx: int) -> Tensor:
         """Eq. 6: each stream's squared error in what it predicts, downstream where refined.
 
-        With a corrector its own error is added, over the whole latent as the upstream's.
+        With a corrector its own error is added, over the whole latent as the upstream's; trained
+        alone, it has that error alone.
         """
         hr, lr = batch["hr"], batch["lr"]
         engine = self.engine

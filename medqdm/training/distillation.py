@@ -64,9 +64,9 @@ class DistillationModule(SamplingModule):
         up, joined = up.float() * scale + base, joined.float() * scale + base
         to_teacher = _mean_square(joined - end, index.refined)
         to_truth = _mean_square(joined - z_0, index.refined)
-        if engine.qdm.corrector is not None:
-            to_truth = to_truth + _mean_square(joined - z_0, ~index.refined)
         upstream = ((up - z_0) ** 2).mean()
+        if engine.qdm.corrector is not None:
+            upstream = upstream + _mean_square(joined - z_0, ~index.refined)
         settings = self.settings
         loss = settings.teacher_weight * to_teacher
         loss = loss + settings.truth_weight * (to_truth + upstream)

@@ -19,6 +19,7 @@ from medqdm.errors import MedQDMError
 from medqdm.models.perceptual import PerceptualDistance, load_perceptual
 from medqdm.models.transformer import QDM
 from medqdm.training.autoencoder import AutoencoderModule
+from medqdm.training.average import alone
 from medqdm.training.diffusion import DiffusionModule
 from medqdm.training.fit import fit
 from medqdm.training.latents import measure_latent_scale, measure_residual_deviation
@@ -232,7 +233,8 @@ def _train_diffusion(
         assert begun.qdm is not None  # see _start_of
         # a corrector that the start has not begins anew
         engine.qdm.load_state_dict({**engine.qdm.state_dict(), **begun.qdm.state_dict()})
-        before = {"start_sha256": begun.sha256, "before": begun.record.get("diffusion", {})}
+        earlier = {k: v for k, v in alone(begun.record).items() if k != "autoencoder"}
+        before = {"start_sha256": begun.sha256, "before": earlier}
     settings = task.training.diffusion
     module = DiffusionModule(task, engine, _perceptual(settings.perceptual_weight))
     record = {**fit(task, module, source, out / "diffusion", settings.steps), **before}

@@ -12,6 +12,7 @@ from medqdm.config import load_task
 from medqdm.engine import Engine
 from medqdm.errors import MedQDMError
 from medqdm.training.diffusion import DiffusionModule
+from medqdm.training.distillation import DistillationModule
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -198,6 +199,24 @@ def test_a_corrector_alone_leaves_the_streams_as_they_are() -> None:
     assert with_gradient == learning
     with pytest.raises(MedQDMError, match=r"must go with transformer\.corrector, got none"):
         make("training.diffusion.corrector_alone=true")
+
+
+def test_a_student_s_corrector_has_a_loss_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = make(CORRECTOR, "transformer.prediction=z_0")
+    module = DistillationModule(plain.task, plain.engine)
+    module.log = module.log_dict = lambda *_, **__: None
+    batch, engine = make_batch(), module.engine
+    with torch.no_grad():
+        z_0, z_lr = engine.encode(batch["hr"]), engine.encode(engine.upsample(batch["lr"]))
+    refined = engine.index(engine.quadtree(batch["lr"]), z_lr).refined
+    assert refined.any()
+    assert not refined.all()
+    states = dict.fromkeys(module.student_steps, z_lr)
+    monkeypatch.setattr(module, "trajectory", lambda *_: (states, z_0))
+    monkeypatch.setattr(engine.qdm, "streams", lambda *_: (z_0 + 0.2, z_0 + 7))
+    monkeypatch.setattr(engine.qdm, "correct", lambda *_: z_0 + torch.where(refined, 0.1, 0.3))
+    loss = module.training_step(batch, 0)
+    assert loss.item() == pytest.approx(0.01 + 0.01 + 0.04 + 0.09, rel=1e-4)
 
 
 def test_a_corrector_learns_from_a_step_per_region() -> None:

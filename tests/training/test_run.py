@@ -242,7 +242,10 @@ def test_stage_two_goes_on_from_a_whole_model(
     record = checkpoint.load(made).record["diffusion"]
     begun = checkpoint.load(start)
     assert record["start_sha256"] == begun.sha256
-    assert record["before"] == begun.record["diffusion"]
+    assert record["before"] == {"diffusion": begun.record["diffusion"]}
+    again = train(none, data, tmp_path / "again", start=made)
+    before = checkpoint.load(again).record["diffusion"]["before"]["diffusion"]["before"]
+    assert before == record["before"]
     more = load_task("tiny", [*SHORT, "training.diffusion.image_loss=l2"])
     watched = Stop(monkeypatch, DiffusionModule, "training_step", 2)
     with pytest.raises(KeyboardInterrupt):
@@ -285,6 +288,8 @@ def test_a_corrector_may_be_new_to_a_start(finished: Path, data: Path, tmp_path:
         train_spread(made, data, tmp_path / "spread", asked)
     with pytest.raises(MedQDMError, match=r"transformer\.corrector: must be that of the weights"):
         Enhancer(made, device="cpu", overrides=asked)
+    with pytest.raises(MedQDMError, match=r"autoencoder\.channels: must be that of the weights"):
+        Enhancer(made, device="cpu", overrides=["autoencoder.channels=[8,8,16]"])
     assert {path.name for path in tmp_path.iterdir()} == {"none", "alone"}
 
 
@@ -306,6 +311,21 @@ def test_another_transformer_is_refused_as_a_start(
     with pytest.raises(MedQDMError, match="got --autoencoder too; give one of both"):
         train(task, data, tmp_path / "c", start=start, autoencoder=start)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_is_older_than_a_setting_goes_on(task: Task, tmp_path: Path) -> None:
+    open_run(task, tmp_path / "run")
+    file = tmp_path / "run" / "task.yaml"
+    older = "".join(
+        line
+        for line in file.read_text(encoding="utf-8").splitlines(keepends=True)
+        if "corrector_weight" not in line
+    )
+    file.write_text(older, encoding="utf-8")
+    open_run(task, tmp_path / "run")
+    file.write_text(older.replace("depth: 2", "depth: 4"), encoding="utf-8")
+    with pytest.raises(MedQDMError, match="a run can only be resumed with its own task"):
+        open_run(task, tmp_path / "run")
 
 
 def test_a_run_of_another_task_is_refused(task: Task, data: Path, tmp_path: Path) -> None:
