@@ -91,6 +91,7 @@ def test_made_task_follows_the_weights(qdm):
         "prediction": "z_0",
         "mask_input": False,
         "packing": "windows",
+        "corrector": None,
     }
     assert task.diffusion.published_masking
     assert task.quadtree.inclusive
