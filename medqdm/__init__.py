@@ -33,7 +33,7 @@ _LAZY = {
     "train": "medqdm.training.run",
     "prepare": "medqdm.data",
     "evaluate_weights": "medqdm.evaluate",
-    "import_weights": "medqdm.checkpoint",
+    "import_weights": "medqdm.imported",
 }
 
 

@@ -1,21 +1,13 @@
-"""Checkpoint: one safetensors file = weights + the task that made them; import of published ones.
-
-Nothing is ever unpickled, apart from plain tensors of published ``.pth`` files.
-"""
+"""Checkpoint: one safetensors file = weights + the task that made them; nothing is unpickled."""
 
 import hashlib
 import json
 import os
-import pickle
-import re
-import warnings
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
@@ -24,24 +16,16 @@ from torch import Tensor, nn
 from medqdm.config import Task, override, parse_task
 from medqdm.errors import MedQDMError
 from medqdm.models.autoencoder import KLAutoencoder
+from medqdm.models.corrector import CorrectorSize
 from medqdm.models.light import LightAutoencoder
-from medqdm.models.published import QDMSizes, convert_autoencoder, convert_qdm
 from medqdm.models.regions import RegionHeads
 from medqdm.models.spread import Spread
-from medqdm.models.transformer import QDM, SIZES, Size
+from medqdm.models.streams import Size
+from medqdm.models.transformer import QDM, SIZES
 
 FORMAT = "1"  # of the metadata and the names; a reader refuses any other
-PUBLISHED_LATENT_SCALE = 0.1  # what published QDMs multiply latents with
-PUBLISHED_NORM_GROUPS = 32
 _FORMAT_KEY = "medqdm_format"
-_NESTED = (  # where training scripts put their weights, averaged ones first
-    "ema", "ema_state_dict", "model_ema", "params_ema", "state_dict_ema",
-    "state_dict", "model_state_dict", "model", "params", "net",
-)  # fmt: skip
 _NOT_OF_THE_WEIGHTS = {"packing", "latent_scale"}  # settings of networks that others may change
-_AVERAGED = "model_ema."
-_PREFIXES = re.compile(r"^((module|_orig_mod|model|ema_model|first_stage_model)\.)+")
-
 State = Mapping[str, Tensor]
 Autoencoder = KLAutoencoder | LightAutoencoder
 Network = TypeVar("Network", bound=nn.Module)
@@ -108,20 +92,6 @@ class Stored(NamedTuple):
     sha256: str
 
 
-class Imported(NamedTuple):
-    """Published weights under our names, and the task that fits them.
-
-    Args:
-        task: the task given, with the settings that the weights dictate.
-        autoencoder: weights of the KL-VAE; None if no file was given.
-        qdm: weights of the transformer; None if no file was given.
-    """
-
-    task: Task
-    autoencoder: dict[str, Tensor] | None
-    qdm: dict[str, Tensor] | None
-
-
 def build_autoencoder(task: Task) -> Autoencoder:
     """The task's autoencoder with fresh weights."""
     section = task.autoencoder
@@ -154,8 +124,8 @@ def build_qdm(task: Task) -> QDM:
         latent_channels=task.autoencoder.latent_channels,
         condition_channels=task.autoencoder.image_channels,
         mask_input=task.transformer.mask_input,
-        corrector=(corrector.channels, corrector.blocks) if corrector else None,
-        **_size(task)._asdict(),
+        corrector=CorrectorSize(corrector.channels, corrector.blocks) if corrector else None,
+        **size_of(task)._asdict(),
     )
 
 
@@ -234,7 +204,7 @@ def write_networks(
     tensors: dict[str, Tensor] = {}
     for network, (build, state) in networks.items():
         stored = {n: v.detach().to("cpu", getattr(torch, dtype)) for n, v in state.items()}
-        _check(build, task, stored, where=f"{path.name}: {network}")
+        check_fit(build, task, stored, where=f"{path.name}: {network}")
         # safetensors wants each tensor to own its memory
         tensors |= {
             f"{network}.{n}": v.clone(memory_format=torch.contiguous_format)
@@ -289,7 +259,7 @@ def read_networks(path: Path) -> Stored:
     Raises:
         MedQDMError: no such file, not a medqdm weights file, or damaged.
     """
-    tensors, metadata = _read(path)
+    tensors, metadata = read_tensors(path)
     version = metadata.get(_FORMAT_KEY)
     if version is None:
         raise MedQDMError(
@@ -317,67 +287,15 @@ def read_networks(path: Path) -> Stored:
     return Stored(task, states, record, sha256)
 
 
-def import_weights(*, qdm: Path | None, autoencoder: Path | None, task: Task) -> Imported:
-    """Read published weights.
-
-    Args:
-        qdm: published QDM weights: ``.pth``, ``.pt``, ``.ckpt`` (plain tensors only),
-            ``.safetensors`` or ``.npz``; averaged weights are taken where a file holds both.
-        autoencoder: published KL-VAE weights under LDM's names, likewise.
-        task: what the weights are for. Sizes are read off the weights, except for the number of
-            heads: that of the table's row of this depth and width, else the task's.
-
-    Raises:
-        MedQDMError: a file cannot be read without running code, or holds other weights.
-    """
-    changes = task.model_dump()
-    qdm_state = autoencoder_state = None
-    if autoencoder is not None:
-        where = autoencoder.name
-        autoencoder_state, found = convert_autoencoder(_read_published(autoencoder), where=where)
-        changes["autoencoder"] |= {**found._asdict(), "norm_groups": PUBLISHED_NORM_GROUPS}
-    if qdm is not None:
-        qdm_state, sizes = convert_qdm(_read_published(qdm), where=qdm.name)
-        if autoencoder is None:
-            changes["autoencoder"]["latent_channels"] = sizes.latent_channels
-            changes["autoencoder"]["image_channels"] = sizes.condition_channels
-        changes["transformer"] = _transformer(sizes, task, where=qdm.name)
-        changes["autoencoder"]["latent_scale"] = (
-            task.autoencoder.latent_scale or PUBLISHED_LATENT_SCALE
-        )
-        changes["diffusion"]["published_masking"] = True
-        changes["quadtree"]["inclusive"] = True
-        if sizes.latent_size is not None:
-            compression = 2 ** (len(changes["autoencoder"]["channels"]) - 1)
-            changes["slice_px"] = sizes.latent_size * compression
-    made = parse_task(changes, where="import-weights")
-    if autoencoder is not None and autoencoder_state is not None:
-        _check(build_autoencoder, made, autoencoder_state, where=autoencoder.name)
-    if qdm is not None and qdm_state is not None:
-        _check(build_qdm, made, qdm_state, where=qdm.name)
-    return Imported(made, autoencoder_state, qdm_state)
-
-
-def _size(task: Task) -> Size:
+def size_of(task: Task) -> Size:
+    """Size of the task's transformer: a row of the table, or the task's own."""
     section = task.transformer
     if section.depth and section.hidden_size and section.num_heads:  # all three or none
         return Size(section.depth, section.hidden_size, section.num_heads)
     return SIZES[section.size]
 
 
-def _transformer(sizes: QDMSizes, task: Task, *, where: str) -> dict[str, Any]:
-    """The transformer section for published weights."""
-    for size in (*SIZES.values(), _size(task)):
-        if (size.depth, size.hidden_size) == (sizes.depth, sizes.hidden_size):
-            return {"size": "custom", **size._asdict(), "prediction": "z_0"}
-    raise MedQDMError(
-        f"{where}: transformer must be one of {', '.join(SIZES)} or the task's, got depth "
-        f"{sizes.depth} and hidden_size {sizes.hidden_size}; give a task with transformer.size "
-        "custom, as weights do not tell the number of heads"
-    )
-
-
-def _check(build: Build, task: Task, state: State, *, where: str) -> None:
+def check_fit(build: Build, task: Task, state: State, *, where: str) -> None:
     """Refuse weights that are not finite or do not fit the network of their task."""
     with torch.device("meta"):
         expected = {name: tuple(value.shape) for name, value in build(task).state_dict().items()}
@@ -410,7 +328,7 @@ def build_from(
     Raises:
         MedQDMError: weights that do not fit their task or are not finite.
     """
-    _check(build, task, state, where=where)
+    check_fit(build, task, state, where=where)
     with torch.device("meta"):  # no time for a random start that is replaced at once
         network = build(task)
     # Copied out of the file: memory that is aligned otherwise rounds otherwise.
@@ -419,7 +337,7 @@ def build_from(
     return network.eval()
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file."""
     if not path.is_file():
         raise MedQDMError(f"{path}: a weights file must exist, got none; check the path")
@@ -434,45 +352,3 @@ def _damaged(where: str) -> MedQDMError:
     return MedQDMError(
         f"{where}: must be a safetensors file, got a damaged or another one; fetch or make it anew"
     )
-
-
-def _read_published(path: Path) -> dict[str, Tensor]:
-    """Tensors of a published file under their plain names."""
-    if path.suffix == ".safetensors":
-        return _plain(_read(path)[0])
-    if not path.is_file():
-        raise MedQDMError(f"{path}: a weights file must exist, got none; check the path")
-    try:
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
-                return _plain({name: torch.from_numpy(arrays[name]) for name in arrays})
-        with warnings.catch_warnings(action="ignore"):  # torch's, on files that it then refuses
-            return _plain(torch.load(path, map_location="cpu", weights_only=True))
-    except (
-        pickle.UnpicklingError,
-        zipfile.BadZipFile,
-        RuntimeError,
-        EOFError,
-        TypeError,
-        ValueError,
-    ):
-        raise MedQDMError(
-            f"{path.name}: must hold plain tensors that load without running code, got other "
-            "objects or damage; save its state_dict alone as .safetensors"
-        ) from None
-
-
-def _plain(data: Any) -> dict[str, Tensor]:
-    """Unpack nested dicts and wrappers' prefixes, averaged weights first."""
-    while isinstance(data, Mapping):
-        inner = [data[key] for key in _NESTED if isinstance(data.get(key), Mapping)]
-        if not inner:
-            break
-        data = inner[0]
-    if not isinstance(data, Mapping):
-        raise TypeError("not a state dict")
-    tensors = {name: v.float() for name, v in data.items() if isinstance(v, Tensor)}
-    # LDM's averages stand beside the weights, their names without dots.
-    averaged = {n.removeprefix(_AVERAGED): v for n, v in tensors.items() if n.startswith(_AVERAGED)}
-    plain = {_PREFIXES.sub("", n): v for n, v in tensors.items() if not n.startswith(_AVERAGED)}
-    return {name: averaged.get(name.replace(".", ""), value) for name, value in plain.items()}

@@ -18,7 +18,8 @@ from medqdm.diffusion.sampler import (
     sample_regions,
     step_index,
 )
-from medqdm.models.transformer import Modulations, fit_condition
+from medqdm.models.modulations import Modulations
+from medqdm.models.transformer import fit_condition
 from medqdm.models.windows import PATCH, WindowIndex
 from medqdm.networks import Image, Latent, Networks
 from medqdm.sampling import make_policy

@@ -16,9 +16,10 @@ from medqdm.diffusion.schedule import Schedule
 from medqdm.errors import MedQDMError
 from medqdm.models import halo, strips
 from medqdm.models.light import LightAutoencoder
+from medqdm.models.modulations import Modulations
 from medqdm.models.regions import RegionHeads
 from medqdm.models.spread import Spread
-from medqdm.models.transformer import QDM, Modulations
+from medqdm.models.transformer import QDM
 from medqdm.models.windows import WindowIndex
 
 Image = Float[Tensor, "b 1 h w"]

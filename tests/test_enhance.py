@@ -13,11 +13,12 @@ from medqdm.degrade import degrade, draw
 from medqdm.diffusion.noise import SliceNoise
 from medqdm.engine import Drawn
 from medqdm.enhance import enhance_series, enhance_volume
-from medqdm.enhancer import Enhancer, Opened, choose_device
+from medqdm.enhancer import Enhancer
 from medqdm.errors import MedQDMError
 from medqdm.io.slice_archive import SliceArchive
 from medqdm.jobs import TEXTURE_DRAW, EnhancedSlice
 from medqdm.loading import bundled_weights
+from medqdm.opened import Opened, choose_device
 from medqdm.picture import upsample_bicubic
 from medqdm.record import Summary, describe
 from medqdm.volume import Volume

@@ -8,14 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from medqdm.checkpoint import build_autoencoder, build_qdm, import_weights
+from medqdm.checkpoint import build_autoencoder, build_qdm
 from medqdm.config import Task, TransformerSection
 from medqdm.diffusion.process import Process
 from medqdm.diffusion.quadtree import Quadtree
 from medqdm.diffusion.sampler import sample
 from medqdm.diffusion.schedule import Schedule
+from medqdm.imported import import_weights
 from medqdm.models.autoencoder import KLAutoencoder
-from medqdm.models.transformer import QDM, Modulations, WindowIndex
+from medqdm.models.modulations import Modulations
+from medqdm.models.transformer import QDM
+from medqdm.models.windows import WindowIndex
 
 OWN = Path(__file__).parent / "parity"
 OTHER = os.environ.get("MEDQDM_PARITY_DIR")

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from medqdm.models.corrector import Corrector
-from medqdm.models.transformer import QDM, UPSTREAM_PATCH
-from medqdm.models.windows import PATCH, WindowIndex
+from medqdm.models.transformer import QDM
+from medqdm.models.windows import PATCH, UPSTREAM_PATCH, WindowIndex
 
 MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
 MATRIX_PRODUCTS = {"cpu": 3, "cuda": 20}  # timed together

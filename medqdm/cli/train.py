@@ -151,18 +151,18 @@ def import_weights(
     settings: Set = None,
 ) -> None:
     """Turn published QDM and KL-VAE checkpoints into one medqdm weights file."""
-    from medqdm import checkpoint
+    from medqdm import checkpoint, imported
     from medqdm.config import load_task
 
-    imported = checkpoint.import_weights(
+    found = imported.import_weights(
         qdm=qdm, autoencoder=autoencoder, task=load_task(task, settings or ())
     )
-    assert imported.autoencoder is not None  # both files were given
+    assert found.autoencoder is not None  # both files were given
     checkpoint.save(
         out,
-        task=imported.task,
-        autoencoder_state=imported.autoencoder,
-        qdm_state=imported.qdm,
+        task=found.task,
+        autoencoder_state=found.autoencoder,
+        qdm_state=found.qdm,
         record={"imported": {"qdm": qdm.name, "autoencoder": autoencoder.name}},
         dtype="float32",
     )

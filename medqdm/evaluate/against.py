@@ -79,6 +79,7 @@ def describe_against(methods: Sequence[Model]) -> dict[str, str]:
         rival = enhancer.task.rival
         trained = [
             f"{stage} {record['steps']} steps in {record['seconds']:g} s"
+            + (", begun from other weights" if "start_sha256" in record else "")
             for stage, record in enhancer.record.items()
             if isinstance(record, dict) and {"steps", "seconds"} <= record.keys()
         ]

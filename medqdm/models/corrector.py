@@ -6,6 +6,7 @@ scale and shift (a U-Net of two resolutions) are made for it; docs/draws.md has 
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -17,6 +18,18 @@ from medqdm.models.layers import Modulation, StepEmbedding
 FINE_BLOCKS = 2  # residual blocks at full resolution on either side of the coarse ones
 
 Vectors = Sequence[Float[Tensor, "m 2 channels"]]  # of each block: scale and shift per step
+
+
+class CorrectorSize(NamedTuple):
+    """How large a corrector is.
+
+    Args:
+        channels: width.
+        blocks: residual blocks at half resolution, beside two times ``FINE_BLOCKS`` at full.
+    """
+
+    channels: int
+    blocks: int
 
 
 class CorrectorBlock(nn.Module):
@@ -63,12 +76,12 @@ class Corrector(nn.Module):
     Args:
         in_channels: what it sees: noisy latent, LR image, mask, the streams' prediction.
         out_channels: of a latent.
-        channels: width.
-        blocks: residual blocks at half resolution, beside two times ``FINE_BLOCKS`` at full.
+        size: width and depth.
     """
 
-    def __init__(self, *, in_channels: int, out_channels: int, channels: int, blocks: int) -> None:
+    def __init__(self, *, in_channels: int, out_channels: int, size: CorrectorSize) -> None:
         super().__init__()
+        channels, blocks = size
 
         def several(count: int) -> nn.ModuleList:
             return nn.ModuleList(CorrectorBlock(channels=channels) for _ in range(count))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from medqdm.errors import MedQDMError
 from medqdm.models.layers import position_table
-from medqdm.models.transformer import UPSTREAM_PATCH
+from medqdm.models.windows import UPSTREAM_PATCH
 
 State = dict[str, Tensor]
 Names = Iterator[tuple[str, list[str]]]  # ours, and the published ones that it joins

@@ -13,9 +13,9 @@ from medqdm.config import EDSRSection, ResShiftSection, Task, override
 from medqdm.diffusion.policies import Cost
 from medqdm.diffusion.sampler import Noise
 from medqdm.engine import Drawn, Engine
-from medqdm.enhancer import Opened, open_engine
 from medqdm.errors import MedQDMError
 from medqdm.networks import Image
+from medqdm.opened import Opened, open_engine
 from medqdm.rivals.networks import EDSR, LatentUNet
 
 

@@ -14,8 +14,8 @@ from medqdm import metrics
 from medqdm.config import DiffusionTraining, DistillationTraining, Task
 from medqdm.diffusion.policies import spread
 from medqdm.engine import Engine
+from medqdm.models.modulations import Modulations
 from medqdm.models.perceptual import PerceptualDistance
-from medqdm.models.transformer import Modulations
 from medqdm.models.windows import WINDOW, WindowIndex
 from medqdm.training.optimizer import check_finite, make_optimizer
 

@@ -3,13 +3,14 @@
 import pytest
 import torch
 
-from medqdm.models.corrector import Corrector
-from medqdm.models.transformer import QDM, WindowIndex
+from medqdm.models.corrector import Corrector, CorrectorSize
+from medqdm.models.transformer import QDM
+from medqdm.models.windows import WindowIndex
 
 T = torch.tensor
 
 
-def make_qdm(corrector: tuple[int, int] | None, *, awake: bool = True) -> QDM:
+def make_qdm(corrector: CorrectorSize | None, *, awake: bool = True) -> QDM:
     torch.manual_seed(0)
     network = QDM(
         latent_size=32, latent_channels=3, condition_channels=1, hidden_size=16, depth=1,
@@ -32,7 +33,7 @@ def inputs(b: int = 2):
 @torch.inference_mode()
 def test_before_training_the_streams_stay_what_they_are() -> None:
     z_t, lr, refined = inputs()
-    plain, network = make_qdm(None), make_qdm((8, 2), awake=False)
+    plain, network = make_qdm(None), make_qdm(CorrectorSize(8, 2), awake=False)
     network.load_state_dict({**network.state_dict(), **plain.state_dict()})
     t = T([3, 9])
     assert torch.equal(network(z_t, t, lr, refined), plain(z_t, t, lr, refined))
@@ -42,7 +43,7 @@ def test_before_training_the_streams_stay_what_they_are() -> None:
 @torch.inference_mode()
 def test_it_adds_to_both_streams_predictions() -> None:
     z_t, lr, refined = inputs()
-    network, t = make_qdm((8, 2)), T([3, 9])
+    network, t = make_qdm(CorrectorSize(8, 2)), T([3, 9])
     index = WindowIndex(refined)
     up, down = network.streams(z_t, t, lr, index)
     predicted = torch.where(index.refined, down, up)
@@ -57,7 +58,7 @@ def test_it_adds_to_both_streams_predictions() -> None:
 @pytest.mark.parametrize("seen", ["prediction", "latent", "lr", "mask"])
 def test_it_sees_everything_that_is_known(seen: str) -> None:
     z_t, lr, refined = inputs(1)
-    network, t, index = make_qdm((8, 2)), T([3]), WindowIndex(refined)
+    network, t, index = make_qdm(CorrectorSize(8, 2)), T([3]), WindowIndex(refined)
     z = torch.zeros_like(z_t)
     before = network.correct(z, z_t, t, lr, index)
     given = {"prediction": z, "latent": z_t, "lr": lr, "mask": index.refined}
@@ -77,7 +78,7 @@ def test_it_sees_everything_that_is_known(seen: str) -> None:
 @torch.inference_mode()
 def test_a_map_of_one_step_is_that_step_and_of_two_each_in_its_place() -> None:
     z_t, lr, _ = inputs(1)
-    network = make_qdm((8, 2))
+    network = make_qdm(CorrectorSize(8, 2))
     index = WindowIndex.everywhere((1, 32, 48), z_t.device)
     table = network.modulations(T([14, 0]))
     rows = torch.zeros(1, 1, 32, 48, dtype=torch.long)
@@ -100,7 +101,7 @@ def test_a_map_of_one_step_is_that_step_and_of_two_each_in_its_place() -> None:
 def test_regions_that_do_not_run_stay_the_upstream_s() -> None:
     """As ``noisy`` says: those that carry noise, some of which a policy lets wait."""
     z_t, lr, refined = inputs(1)
-    network, t = make_qdm((8, 2)), T([3])
+    network, t = make_qdm(CorrectorSize(8, 2)), T([3])
     noisy = WindowIndex(refined).refined
     due = refined.clone()
     due[:, :, 8:] = False
@@ -117,7 +118,7 @@ def test_regions_that_do_not_run_stay_the_upstream_s() -> None:
 @torch.inference_mode()
 def test_slices_of_a_batch_do_not_meet() -> None:
     z_t, lr, refined = inputs()
-    network, t = make_qdm((8, 2)), T([3, 9])
+    network, t = make_qdm(CorrectorSize(8, 2)), T([3, 9])
     each = (slice(0, 1), slice(1, 2))
     alone = [network(z_t[k], t[k], lr[k], refined[k]) for k in each]
     torch.testing.assert_close(network(z_t, t, lr, refined), torch.cat(alone), atol=1e-5, rtol=0)
@@ -125,7 +126,7 @@ def test_slices_of_a_batch_do_not_meet() -> None:
 
 def test_every_weight_learns() -> None:
     torch.manual_seed(0)
-    network = Corrector(in_channels=8, out_channels=3, channels=8, blocks=2)
+    network = Corrector(in_channels=8, out_channels=3, size=CorrectorSize(8, 2))
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

@@ -6,7 +6,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from medqdm.errors import MedQDMError
 from medqdm.models.layers import position_table, step_code
-from medqdm.models.transformer import QDM, SIZES, WindowIndex, fit_condition
+from medqdm.models.transformer import QDM, SIZES, fit_condition
+from medqdm.models.windows import WindowIndex
 
 
 def make_qdm(latent_size: int = 32) -> QDM:

@@ -11,16 +11,16 @@ from medqdm.cli import app
 from medqdm.config import Task, load_task
 from medqdm.errors import MedQDMError
 from medqdm.evaluate import evaluate_weights
-from medqdm.evaluate.against import open_against, parse_against
+from medqdm.evaluate.against import describe_against, open_against, parse_against
 from medqdm.rivals import rival_task
 from medqdm.rivals.weights import build_edsr, build_unet, resshift_engine, save
 
 TINY = load_task("tiny")
 
 
-def write_edsr(path: Path, *settings: str) -> Path:
+def write_edsr(path: Path, *settings: str, **began: str) -> Path:
     task = rival_task("edsr", "tiny", ["rival.width=8", "rival.blocks=1", *settings])
-    record = {"rival": {"steps": 7, "seconds": 8.5}}
+    record = {"rival": {"steps": 7, "seconds": 8.5, **began}}
     save(path, build_edsr(task), task=task, record=record)
     return path
 
@@ -91,6 +91,12 @@ def test_an_untrained_edsr_scores_as_bicubic_and_says_how_long_it_was_trained(
         assert one.mean == pytest.approx(other.mean, rel=1e-5)
     results = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
     assert results["data"]["against edsr"].endswith("rival 7 steps in 8.5 s")
+
+
+def test_the_report_says_that_a_training_was_not_the_first(tmp_path: Path) -> None:
+    path = write_edsr(tmp_path / "edsr.safetensors", start_sha256="0" * 64)
+    lines = describe_against(open_against([str(path)], TINY, device="cpu", seed=0))
+    assert lines["against edsr"].endswith("7 steps in 8.5 s, begun from other weights")
 
 
 def test_a_run_names_its_weights() -> None:
