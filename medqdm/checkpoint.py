@@ -20,12 +20,13 @@ from medqdm.models.corrector import CorrectorSize
 from medqdm.models.light import LightAutoencoder
 from medqdm.models.regions import RegionHeads
 from medqdm.models.spread import Spread
-from medqdm.models.streams import Size
-from medqdm.models.transformer import QDM, SIZES
+from medqdm.models.streams import SIZES, Size
+from medqdm.models.transformer import QDM
 
 FORMAT = "1"  # of the metadata and the names; a reader refuses any other
 _FORMAT_KEY = "medqdm_format"
 _NOT_OF_THE_WEIGHTS = {"packing", "latent_scale"}  # settings of networks that others may change
+
 State = Mapping[str, Tensor]
 Autoencoder = KLAutoencoder | LightAutoencoder
 Network = TypeVar("Network", bound=nn.Module)
@@ -110,6 +111,14 @@ def build_autoencoder(task: Task) -> Autoencoder:
         norm_groups=section.norm_groups,
         mid_attention=section.mid_attention,
     )
+
+
+def size_of(task: Task) -> Size:
+    """Size of the task's transformer: a row of the table, or the task's own."""
+    section = task.transformer
+    if section.depth and section.hidden_size and section.num_heads:  # all three or none
+        return Size(section.depth, section.hidden_size, section.num_heads)
+    return SIZES[section.size]
 
 
 def build_qdm(task: Task) -> QDM:
@@ -287,16 +296,18 @@ def read_networks(path: Path) -> Stored:
     return Stored(task, states, record, sha256)
 
 
-def size_of(task: Task) -> Size:
-    """Size of the task's transformer: a row of the table, or the task's own."""
-    section = task.transformer
-    if section.depth and section.hidden_size and section.num_heads:  # all three or none
-        return Size(section.depth, section.hidden_size, section.num_heads)
-    return SIZES[section.size]
-
-
 def check_fit(build: Build, task: Task, state: State, *, where: str) -> None:
-    """Refuse weights that are not finite or do not fit the network of their task."""
+    """Refuse weights that are not finite or do not fit the network of their task.
+
+    Args:
+        build: makes the network from the task.
+        task: the task that the weights belong to.
+        state: the weights.
+        where: names them in messages.
+
+    Raises:
+        MedQDMError: as said.
+    """
     with torch.device("meta"):
         expected = {name: tuple(value.shape) for name, value in build(task).state_dict().items()}
     got = {name: tuple(value.shape) for name, value in state.items()}
@@ -338,7 +349,11 @@ def build_from(
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file."""
+    """Tensors and metadata of a safetensors file.
+
+    Raises:
+        MedQDMError: no such file, or not a safetensors file.
+    """
     if not path.is_file():
         raise MedQDMError(f"{path}: a weights file must exist, got none; check the path")
     try:

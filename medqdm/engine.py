@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from medqdm.config import DiffusionSection, Precision
+from medqdm.config import DiffusionSection
 from medqdm.diffusion.policies import Cost, Policy, Regions, StepIndex, spread
 from medqdm.diffusion.quadtree import Quadtree, on_grid
 from medqdm.diffusion.sampler import (
@@ -314,19 +314,3 @@ def _each(refined: Bool[Tensor, "b hc wc"], like: Latent) -> Bool[Tensor, "b 1 h
     """Refined cells at the latents of the tokens that they refine, as in ``WindowIndex``."""
     tokens = on_grid(refined, like.shape[-2] // PATCH, like.shape[-1] // PATCH)
     return tokens.repeat_interleave(PATCH, 1).repeat_interleave(PATCH, 2)[:, None]
-
-
-def is_bf16_fast(device: torch.device) -> bool:
-    """Whether the device multiplies bf16 in hardware (CUDA from Ampere on; AVX-512 BF16; AMX)."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu":
-        capabilities = torch.cpu.get_capabilities()
-        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-    return False
-
-
-def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """The autocast context of a precision; ``auto`` is bf16 where the device has it."""
-    enabled = precision == "bf16" or (precision == "auto" and is_bf16_fast(device))
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)

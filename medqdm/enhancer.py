@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medqdm.config import Precision, Task
+from medqdm.device import autocast, choose_device, is_bf16_fast
 from medqdm.diffusion.sampler import Noise
-from medqdm.engine import autocast, is_bf16_fast
 from medqdm.errors import MedQDMError
 from medqdm.jobs import EnhancedSlice, SliceJob, Tile, steadied
-from medqdm.opened import Opened, choose_device, open_engine
+from medqdm.opened import Opened, open_engine
 from medqdm.streaming import map_behind, prefetch
 from medqdm.volume import ENHANCED_BEFORE, Volume
 

@@ -19,7 +19,7 @@ from medqdm.checkpoint import build_autoencoder, build_qdm, check_fit, read_tens
 from medqdm.config import Task, parse_task
 from medqdm.errors import MedQDMError
 from medqdm.models.published import QDMSizes, convert_autoencoder, convert_qdm
-from medqdm.models.transformer import SIZES
+from medqdm.models.streams import SIZES
 
 PUBLISHED_LATENT_SCALE = 0.1  # what published QDMs multiply latents with
 PUBLISHED_NORM_GROUPS = 32

@@ -1,4 +1,4 @@
-"""Opened: a model from its weights file as an engine, and the device that it is to run on."""
+"""Opened: a weights file as an engine."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,25 +10,6 @@ from medqdm import checkpoint
 from medqdm.config import Task
 from medqdm.engine import Engine
 from medqdm.errors import MedQDMError
-
-
-def choose_device(name: str) -> torch.device:
-    """``auto`` (CUDA if there is one, else CPU), ``cpu``, ``cuda`` or ``cuda:N``.
-
-    Raises:
-        MedQDMError: no such device here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, number = name.partition(":")
-    if kind not in {"cpu", "cuda"} or (number and not number.isdigit()):
-        raise MedQDMError(f"--device: must be auto, cpu, cuda or cuda:N, got {name!r}")
-    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
-        raise MedQDMError(
-            f"--device {name}: must be a CUDA device of this machine, "
-            f"got {torch.cuda.device_count()} devices; use --device cpu"
-        )
-    return torch.device(name)
 
 
 class Opened(NamedTuple):

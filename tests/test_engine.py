@@ -8,7 +8,7 @@ from medqdm import checkpoint
 from medqdm.config import Task, load_task, parse_task
 from medqdm.diffusion.policies import Random
 from medqdm.diffusion.quadtree import steady
-from medqdm.engine import Engine, _each, autocast, is_bf16_fast
+from medqdm.engine import Engine, _each
 from medqdm.errors import MedQDMError
 from medqdm.models.windows import WindowIndex
 from medqdm.sampling import random_scores
@@ -421,13 +421,6 @@ def test_unmeasured_latents_are_refused(lr: torch.Tensor) -> None:
     engine = Engine(task, checkpoint.build_autoencoder(task), checkpoint.build_qdm(task))
     with pytest.raises(MedQDMError, match="latent_scale must be a number, got none"):
         engine.encode(engine.upsample(lr))
-
-
-def test_precision_follows_the_device() -> None:
-    cpu = torch.device("cpu")
-    for precision, expected in (("fp32", False), ("bf16", True), ("auto", is_bf16_fast(cpu))):
-        with autocast(cpu, precision):
-            assert torch.is_autocast_enabled("cpu") is expected
 
 
 @pytest.mark.parametrize("settings", [

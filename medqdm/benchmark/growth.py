@@ -14,7 +14,8 @@ from torch.nn import functional
 from medqdm.benchmark.measure import Line, PeakMemory, Stopwatch, fit_line, free_memory
 from medqdm.benchmark.subject import Subject, every_region, lr_batch, noise_like
 from medqdm.config import override
-from medqdm.engine import Engine, autocast
+from medqdm.device import autocast
+from medqdm.engine import Engine
 from medqdm.models.windows import PATCH, Packing, WindowIndex
 
 DENSITIES = (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)

@@ -21,7 +21,8 @@ from medqdm.benchmark.measure import PeakMemory, Stopwatch, matrix_rate, multipl
 from medqdm.benchmark.subject import Subject, every_region, lr_batch, noise_like
 from medqdm.checkpoint import Autoencoder
 from medqdm.config import AutoencoderSection, Task, override
-from medqdm.engine import Engine, autocast, is_bf16_fast
+from medqdm.device import autocast, is_bf16_fast
+from medqdm.engine import Engine
 from medqdm.errors import MedQDMError
 from medqdm.models.autoencoder import KLAutoencoder
 from medqdm.models.windows import PATCH, WindowIndex

@@ -77,7 +77,7 @@ class TransformerSection(Section):
     """The two-stream transformer."""
 
     size: Literal["T", "S", "B", "L", "custom"] = "B"
-    """A row of ``models.transformer.SIZES``, or custom with the three numbers below."""
+    """A row of ``models.streams.SIZES``, or custom with the three numbers below."""
     depth: PositiveInt | None = None
     hidden_size: PositiveInt | None = None
     num_heads: PositiveInt | None = None

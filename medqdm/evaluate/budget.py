@@ -10,10 +10,10 @@ from torch.nn import functional
 
 from medqdm.config import Task
 from medqdm.data import Pair
+from medqdm.device import autocast
 from medqdm.diffusion.policies import Policy
 from medqdm.diffusion.quadtree import Quadtree
 from medqdm.diffusion.sampler import step_index
-from medqdm.engine import autocast
 from medqdm.enhancer import Enhancer
 from medqdm.errors import MedQDMError
 from medqdm.evaluate.evaluation import REFERENCE, Evaluation

@@ -37,6 +37,14 @@ class Size(NamedTuple):
     num_heads: int
 
 
+SIZES: dict[str, Size] = {
+    "T": Size(5, 128, 4),
+    "S": Size(6, 384, 6),
+    "B": Size(6, 768, 12),
+    "L": Size(12, 1024, 16),
+}
+
+
 class Upstream(nn.Module):
     """The global stream: patches of 8 latents, attention over the whole slice.
 

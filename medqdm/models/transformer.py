@@ -15,13 +15,6 @@ from medqdm.models.modulations import Modulations
 from medqdm.models.streams import Downstream, Size, Upstream
 from medqdm.models.windows import PATCH, UPSTREAM_PATCH, WindowIndex, check_sides
 
-SIZES: dict[str, Size] = {
-    "T": Size(5, 128, 4),
-    "S": Size(6, 384, 6),
-    "B": Size(6, 768, 12),
-    "L": Size(12, 1024, 16),
-}
-
 
 class QDM(nn.Module):
     """The two-stream transformer that predicts z_0 (or what the caller trains it for).
@@ -100,7 +93,7 @@ class QDM(nn.Module):
             lr: LR image in [-1, 1], of the same area.
             refined: True where the downstream's output is wanted, one per token of 2 x 2 latents;
                 or the index made from it once, to be used over many steps; None means everywhere.
-            noisy: see ``streams``.
+            noisy: see ``QDM.streams``.
 
         Raises:
             MedQDMError: sides of the latent are not multiples of 16.
@@ -127,7 +120,7 @@ class QDM(nn.Module):
 
         Args:
             predicted: the downstream's where refined, the upstream's elsewhere.
-            z_t: see ``streams``, as for the next four.
+            z_t: see ``QDM.streams``, as for the next four.
             t: the same.
             lr: the same.
             index: the same.

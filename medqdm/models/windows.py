@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from medqdm.errors import MedQDMError
 
-PATCH = 2  # latents per token along an axis
+PATCH = 2  # latents per downstream token along an axis
 UPSTREAM_PATCH = 8  # latents per upstream token along an axis
 WINDOW_TOKENS = 8  # tokens per window along an axis
 WINDOW = PATCH * WINDOW_TOKENS  # latents per window along an axis

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from medqdm.config import Task, TrainingSection
 from medqdm.data import SliceDataModule
-from medqdm.engine import is_bf16_fast
+from medqdm.device import is_bf16_fast
 from medqdm.training.clock import Clock, ClockBar
 from medqdm.training.lightning import StepSeed
 from medqdm.version import __version__

@@ -8,7 +8,8 @@ from medqdm import checkpoint
 from medqdm.checkpoint import Autoencoder
 from medqdm.config import Task
 from medqdm.data import SliceDataModule
-from medqdm.engine import Engine, autocast
+from medqdm.device import autocast
+from medqdm.engine import Engine
 
 SCALE_SLICES = 64  # HR slices over which the latents' variance is measured
 RESIDUAL_SAMPLES = 16  # training samples over which the residual is

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from medqdm.config import Task
 from medqdm.data import SliceDataModule
-from medqdm.engine import Engine, autocast
+from medqdm.device import autocast
+from medqdm.engine import Engine
 from medqdm.models.spread import TAPS
 from medqdm.training.optimizer import check_finite, make_optimizer
 

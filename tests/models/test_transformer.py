@@ -6,7 +6,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from medqdm.errors import MedQDMError
 from medqdm.models.layers import position_table, step_code
-from medqdm.models.transformer import QDM, SIZES, fit_condition
+from medqdm.models.streams import SIZES
+from medqdm.models.transformer import QDM, fit_condition
 from medqdm.models.windows import WindowIndex
 
 

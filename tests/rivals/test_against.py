@@ -18,9 +18,9 @@ from medqdm.rivals.weights import build_edsr, build_unet, resshift_engine, save
 TINY = load_task("tiny")
 
 
-def write_edsr(path: Path, *settings: str, **began: str) -> Path:
+def write_edsr(path: Path, *settings: str) -> Path:
     task = rival_task("edsr", "tiny", ["rival.width=8", "rival.blocks=1", *settings])
-    record = {"rival": {"steps": 7, "seconds": 8.5, **began}}
+    record = {"rival": {"steps": 7, "seconds": 8.5}}
     save(path, build_edsr(task), task=task, record=record)
     return path
 
@@ -94,9 +94,14 @@ def test_an_untrained_edsr_scores_as_bicubic_and_says_how_long_it_was_trained(
 
 
 def test_the_report_says_that_a_training_was_not_the_first(tmp_path: Path) -> None:
-    path = write_edsr(tmp_path / "edsr.safetensors", start_sha256="0" * 64)
+    task, path = load_task("tiny", ["autoencoder.latent_scale=1"]), tmp_path / "qdm.safetensors"
+    checkpoint.save(
+        path, task=task, autoencoder_state=checkpoint.build_autoencoder(task).state_dict(),
+        qdm_state=checkpoint.build_qdm(task).state_dict(), dtype="float32",
+        record={"diffusion": {"steps": 7, "seconds": 8.5, "start_sha256": "0", "before": {}}},
+    )  # fmt: skip
     lines = describe_against(open_against([str(path)], TINY, device="cpu", seed=0))
-    assert lines["against edsr"].endswith("7 steps in 8.5 s, begun from other weights")
+    assert lines["against qdm"].endswith("7 steps in 8.5 s, begun from other weights")
 
 
 def test_a_run_names_its_weights() -> None:
