@@ -306,7 +306,7 @@ def check_fit(build: Build, task: Task, state: State, *, where: str) -> None:
         where: names them in messages.
 
     Raises:
-        MedQDMError: as said.
+        MedQDMError: they are not finite, or do not fit.
     """
     with torch.device("meta"):
         expected = {name: tuple(value.shape) for name, value in build(task).state_dict().items()}

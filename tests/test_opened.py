@@ -1,9 +1,11 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from medqdm import checkpoint
 from medqdm.config import load_task
+from medqdm.enhancer import Enhancer
 from medqdm.errors import MedQDMError
 from medqdm.opened import open_engine
 
@@ -23,6 +25,8 @@ def test_a_spread_knows_one_process(tmp_path: Path) -> None:
         open_engine(path, other)
     fine = open_engine(path, [*other, "diffusion.spread=false"])
     assert fine.engine.task.diffusion.num_steps == 30
+    enhancer = Enhancer(fine, device="cpu")
+    assert np.isfinite(enhancer.enhance_slice(np.zeros((16, 16), np.float32)).hu).all()
 
 
 def test_stage_one_weights_are_refused(tmp_path) -> None:
