@@ -1,29 +1,26 @@
 """Enhancer: a loaded model that super-resolves slices of any size, tile by tile.
 
-Tiles of all the slices of a volume have one shape and go through the network in batches, in order;
-the slices are read ahead and put together behind it by other threads.
+Tiles of all the slices of a volume have one shape and go through the network in batches, in order
+(``tile_batches``); the slices are read ahead and put together behind it by other threads.
 """
 
 import math
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from itertools import islice
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from medqdm.config import Precision, Task
-from medqdm.device import autocast, choose_device, is_bf16_fast
-from medqdm.diffusion.sampler import Noise
+from medqdm.device import choose_device, is_bf16_fast
 from medqdm.errors import MedQDMError
-from medqdm.jobs import EnhancedSlice, SliceJob, Tile, steadied
+from medqdm.jobs import EnhancedSlice, SliceJob, steadied
 from medqdm.opened import Opened, open_engine
 from medqdm.streaming import map_behind, prefetch
+from medqdm.tile_batches import TileBatches
 from medqdm.volume import ENHANCED_BEFORE, Volume
 
 TILES_PER_BATCH = {"cpu": 1, "cuda": 8}  # until a GPU's free memory is known
@@ -53,7 +50,6 @@ class Enhancer:
 
     Attributes:
         precision: the one in use, ``fp32`` or ``bf16``.
-        batch_size: the one in use.
         bf16_shift_hu: mean absolute difference of bf16 and fp32 in HU that the check found on the
             last volume, NaN if bf16 gave no finite result; None where nothing was checked.
         redone: slices of the last volume that were not finite in bf16 and were done in fp32.
@@ -91,12 +87,22 @@ class Enhancer:
         self.seed = seed
         self.draws = draws
         self.mean = mean
-        self.batch_size = batch_size or TILES_PER_BATCH[self.device.type]
         self.redone: set[int] = set()
         self._finds_batch_size = batch_size is None and self.device.type == "cuda"
         self._prepared: Volume | None = None
         self._seconds_per_px = 0.0
         self.engine = engine.to(self.device)
+        size = batch_size or TILES_PER_BATCH[self.device.type]
+        self._batches = TileBatches(self.engine, self.device, batch_size=size, mean=mean)
+
+    @property
+    def batch_size(self) -> int:
+        """Tiles that the network gets at once."""
+        return self._batches.batch_size
+
+    @batch_size.setter
+    def batch_size(self, tiles: int) -> None:
+        self._batches.batch_size = tiles
 
     def _wanted_precision(self) -> Precision:
         if self.asked_precision == "auto":
@@ -226,7 +232,7 @@ class Enhancer:
         (job,) = self._run([self._job(z, hu, position_mm)])
         return job.finish()
 
-    def _job(self, z: int, hu: NDArray[np.float32], position_mm: float) -> "SliceJob":
+    def _job(self, z: int, hu: NDArray[np.float32], position_mm: float) -> SliceJob:
         return SliceJob(self.task, range(self.seed, self.seed + self.draws), z, hu, position_mm)
 
     def estimate_seconds(self, volume: Volume) -> float:
@@ -237,148 +243,25 @@ class Enhancer:
         px = len(job.corners) * math.prod(job.tile_shape)
         return self._seconds_per_px * px * len(volume.hu)
 
-    def _run(self, jobs: "Iterable[SliceJob]", tiles_before: int = 0) -> "Iterator[SliceJob]":
+    def _run(self, jobs: Iterable[SliceJob], tiles_before: int = 0) -> Iterator[SliceJob]:
         """The jobs with all their tiles done, each in fp32 if it was not finite in bf16."""
-        for job in self._complete(jobs, self.precision, tiles_before):
+        for job in self._batches.complete(jobs, self.precision, tiles_before=tiles_before):
             if job.is_finite:
                 yield job
             else:
                 yield self._redo(job)
 
-    def _redo(self, job: "SliceJob") -> "SliceJob":
+    def _redo(self, job: SliceJob) -> SliceJob:
         again = job
         if self.precision != "fp32":
             self.redone.add(job.z)
-            (again,) = self._complete([job.afresh()], "fp32")
+            (again,) = self._batches.complete([job.afresh()], "fp32")
         if not again.is_finite:
             raise MedQDMError(
                 f"slice {job.z + 1}: the network's output must be finite, got NaN in fp32 too; "
                 "the weights do not suit this input"
             )
         return again
-
-    def _complete(
-        self, jobs: "Iterable[SliceJob]", precision: Precision, tiles_before: int = 0
-    ) -> "Iterator[SliceJob]":
-        """Enhance the tiles of all jobs in batches; the jobs, in order, when their last is done.
-
-        A job whose first tiles are left out is never done.
-        """
-        tiles = (Tile(job, y, x) for job in jobs for y, x in job.corners)
-        next(islice(tiles, tiles_before, tiles_before), None)
-        waiting: list[Tile] = []
-        while waiting := waiting + list(islice(tiles, max(0, self.batch_size - len(waiting)))):
-            group = waiting[: self.batch_size]
-            began = time.monotonic()
-            result = self._try(group, precision)
-            if result is None:
-                self._halve(group)
-                continue
-            waiting = waiting[len(group) :]
-            maps, refined = result
-            seconds = (time.monotonic() - began) / len(group)
-            for k, tile in enumerate(group):
-                tile.job.add(tile, maps[k], refined[k], seconds)
-                if tile.job.is_complete:
-                    self._decode_fused(tile.job, precision)
-                    yield tile.job
-
-    def _try(self, group: "Sequence[Tile]", precision: Precision) -> tuple[Tensor, Tensor] | None:
-        """What ``SliceJob.add`` takes of each tile of a batch; None if memory ran out."""
-        lr = torch.stack([tile.lr for tile in group])[:, None].to(self.device)
-        steady = self.task.diffusion.sampler.steady != "none"
-        difficulty = (
-            torch.stack([tile.difficulty for tile in group]).to(self.device) if steady else None
-        )
-
-        def noise_of(draw: int) -> Noise:
-            return lambda k: torch.stack([tile.noise(k, draw) for tile in group]).to(self.device)
-
-        noises = [noise_of(draw) for draw in range(self.draws)]
-        try:
-            with autocast(self.device, precision):
-                z_lr = self._encode(group, lr)
-                drawn = self.engine.draw(lr, z_lr, noises, difficulty=difficulty)
-                if group[0].job.fuses_latents:
-                    maps = torch.cat(drawn.latents, dim=1)
-                else:
-
-                    def white() -> Tensor:
-                        return torch.stack([tile.white for tile in group])
-
-                    maps = self._show(drawn.latents, lr, z_lr, drawn.refined, white)
-                return maps.cpu(), drawn.refined.cpu()
-        except RuntimeError as error:
-            if not _is_out_of_memory(error):
-                raise
-        return None
-
-    def _encode(self, group: "Sequence[Tile]", lr: Tensor) -> Tensor:
-        """Latents of a batch's upsampled tiles, cut out of the whole slice's where these fuse."""
-        encode = self.engine.encode
-        if not group[0].job.fuses_latents:
-            return encode(self.engine.upsample(lr))
-        for tile in group:
-            if tile.job.z_lr is None:
-                whole = tile.job.lr[None, None].to(self.device)
-                tile.job.z_lr = encode(self.engine.upsample(whole))[0]
-        return torch.stack([tile.z_lr for tile in group])
-
-    def _show(
-        self,
-        latents: Sequence[Tensor],
-        lr: Tensor,
-        z_lr: Tensor,
-        refined: Tensor,
-        white: Callable[[], Tensor],
-    ) -> Tensor:
-        """(b, 1, h, w) the picture; with several draws (b, 2, h, w): their deviation too."""
-        sr, deviation_hu = self.engine.show(
-            latents,
-            lr,
-            z_lr=z_lr,
-            refined=refined,
-            white=lambda: white().to(self.device),
-            mean=self.mean,
-        )
-        return sr if deviation_hu is None else torch.cat([sr, deviation_hu], dim=1)
-
-    def _decode_fused(self, job: "SliceJob", precision: Precision) -> None:
-        """Decode a slice whose tiles were fused as latents."""
-        if not job.fuses_latents:
-            return
-        began = time.monotonic()
-        lr = job.lr[None, None].to(self.device)
-        try:
-            with autocast(self.device, precision):
-                latents = [z[None].to(self.device) for z in job.latents]
-                assert job.z_lr is not None  # its tiles were cut out of it
-                z_lr, refined = job.z_lr[None], job.refined[None].to(self.device)
-                maps = self._show(latents, lr, z_lr, refined, lambda: job.white[None])[0].cpu()
-        except RuntimeError as error:
-            if not _is_out_of_memory(error):
-                raise
-            height, width = job.lr.shape
-            raise MedQDMError(
-                f"slice {job.z + 1}: a block of a slice of {width} x {height} pixels and "
-                f"{self.draws} draw(s) must fit into the memory of {self.device}, got out of "
-                "memory; close other programs, or take fewer draws"
-            ) from None
-        job.show(maps, time.monotonic() - began)
-
-    def _halve(self, group: "Sequence[Tile]") -> None:
-        if len(group) == 1:
-            raise self._too_large(group[0].job)
-        self.batch_size = len(group) // 2
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-
-    def _too_large(self, job: "SliceJob") -> MedQDMError:
-        height, width = job.tile_shape
-        return MedQDMError(
-            f"slice {job.z + 1}: a tile of {width} x {height} pixels must fit into the memory of "
-            f"{self.device}, got out of memory; close other programs, or take a smaller model"
-        )
 
     def _check_bf16(self, crop: NDArray[np.float32]) -> None:
         precisions: tuple[Precision, ...] = ("fp32", "bf16")
@@ -387,8 +270,8 @@ class Enhancer:
         if self.asked_precision == "auto" and not self.bf16_shift_hu <= BF16_TOLERANCE_HU:
             self.precision = "fp32"
 
-    def _run_crop(self, crop: NDArray[np.float32], precision: Precision) -> "SliceJob":
-        (job,) = self._complete([self._job(0, crop, 0.0)], precision)
+    def _run_crop(self, crop: NDArray[np.float32], precision: Precision) -> SliceJob:
+        (job,) = self._batches.complete([self._job(0, crop, 0.0)], precision)
         return job
 
     def _tiles_that_fit(self, bytes_per_px: float) -> int:
@@ -403,8 +286,3 @@ def _middle(image: NDArray[np.float32], side: int) -> NDArray[np.float32]:
     """The square of ``side`` pixels in the middle of a slice, cut to the slice."""
     y, x = (max(0, (length - side) // 2) for length in image.shape)
     return image[y : y + side, x : x + side]
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    """CUDA has an exception of its own; torch's CPU allocator says it in words."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -116,6 +116,11 @@ class SliceJob:
         return self.own_difficulty if self._settled is None else self._settled
 
     @property
+    def num_draws(self) -> int:
+        """Samples of the slice."""
+        return len(self._seeds)
+
+    @property
     def is_complete(self) -> bool:
         """Whether all tiles came back."""
         return self._missing == 0

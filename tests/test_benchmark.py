@@ -14,14 +14,8 @@ from typer.testing import CliRunner
 from medqdm import benchmark, checkpoint, cli
 from medqdm.benchmark import growth, report
 from medqdm.benchmark.measure import MATRIX_SIDE, PeakMemory, fit_line, matrix_rate, multiply_adds
-from medqdm.benchmark.run import (
-    STAGES,
-    Benchmark,
-    Outcome,
-    dense_index,
-    refined_difference,
-    variants_for,
-)
+from medqdm.benchmark.pipeline import Outcome, dense_index, refined_difference
+from medqdm.benchmark.run import STAGES, Benchmark, variants_for
 from medqdm.benchmark.subject import Subject, open_subject, phantom
 from medqdm.config import load_task
 from medqdm.diffusion.quadtree import Quadtree
