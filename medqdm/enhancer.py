@@ -1,7 +1,7 @@
 """Enhancer: a loaded model that super-resolves slices of any size, tile by tile.
 
 Tiles of all the slices of a volume have one shape and go through the network in batches, in order
-(``tile_batches``); the slices are read ahead and put together behind it by other threads.
+(``tiles``); the slices are read ahead and put together behind it by other threads.
 """
 
 import math
@@ -20,7 +20,7 @@ from medqdm.errors import MedQDMError
 from medqdm.jobs import EnhancedSlice, SliceJob, steadied
 from medqdm.opened import Opened, open_engine
 from medqdm.streaming import map_behind, prefetch
-from medqdm.tile_batches import TileBatches
+from medqdm.tiles import TileBatches
 from medqdm.volume import ENHANCED_BEFORE, Volume
 
 TILES_PER_BATCH = {"cpu": 1, "cuda": 8}  # until a GPU's free memory is known

@@ -1,4 +1,4 @@
-"""Tile batches: tiles of slices go through the networks together, as many as memory takes."""
+"""Tiles: those of many slices go through the networks together, as many as memory takes."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
