@@ -13,7 +13,7 @@ from medqdm.evaluate.document import COLOURS, MARKERS, number, table, with_inter
 from medqdm.evaluate.evaluation import REFERENCE, Evaluation
 from medqdm.evaluate.intervals import Interval
 from medqdm.evaluate.tissue import as_shown, deep_in
-from medqdm.evaluate.truth import BODY, FLAT, WHOLE
+from medqdm.evaluate.truth import BODY, FLAT, FLAT_SHOWN, WHOLE
 from medqdm.metrics import TISSUES
 
 # (title, metric, region) of what is shown as a multiple of the truth's own
@@ -23,6 +23,10 @@ RATIOS = (
     ("flat: SD", "sd_hu", FLAT),
     ("flat: power below", "power_low_hu2", FLAT),
     ("flat: power above", "power_high_hu2", FLAT),
+    ("flat as shown: SD", "sd_hu", FLAT_SHOWN),
+    ("flat as shown: power below", "power_low_hu2", FLAT_SHOWN),
+    ("flat as shown: power above", "power_high_hu2", FLAT_SHOWN),
+    ("flat as shown: squares", "flat_squares", WHOLE),
     ("body: power below", "power_low_hu2", BODY),
     ("body: power above", "power_high_hu2", BODY),
     ("seams: input pixels", "seam_pixel", WHOLE),
@@ -114,7 +118,9 @@ def detail_lines(evaluation: Evaluation) -> Iterator[str]:
         "the same at the strong edges of the output, wherever they are: a sample of the truth may "
         "have them elsewhere, but as sharp. Flat: squares of "
         "32 pixels of soft tissue without "
-        "structure; body: such squares anywhere in the body. SD: standard deviation there. Power: "
+        "structure, by the truth; as shown: by the output, and how many it has (where the truth "
+        "turned out flat, a sample of it may well not be); body: squares anywhere in the body. SD: "
+        "standard deviation there. Power: "
         f"variance at frequencies below and above the input's Nyquist limit, 1/{2 * factor} cycles "
         "per pixel: what the input could show, and what a method must make up. Seams: mean step "
         "across the borders of cells, windows and tiles over the mean step an input pixel beside "

@@ -12,14 +12,14 @@ from medqdm.evaluate.failures import Failure
 from medqdm.evaluate.intervals import Interval, interval
 from medqdm.evaluate.texture import Spectrum
 from medqdm.evaluate.tissue import INSIDE, SHOWN
-from medqdm.evaluate.truth import FLAT, WHOLE, Score, Truth
+from medqdm.evaluate.truth import FLAT, FLAT_SHOWN, WHOLE, Score, Truth
 from medqdm.metrics import TISSUES
 from medqdm.window import Window
 
 Image = NDArray[np.float32]
 REFERENCE = "reference"  # the truth itself, where it is not perfect by definition
 # regions that differ so in size that slices weigh by it
-BY_PIXELS = (*TISSUES, *INSIDE, *SHOWN, *calibration.STATED, FLAT)
+BY_PIXELS = (*TISSUES, *INSIDE, *SHOWN, *calibration.STATED, FLAT, FLAT_SHOWN)
 METRICS = (
     "psnr_db",
     "ssim",

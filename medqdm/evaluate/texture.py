@@ -104,17 +104,18 @@ def patches_in(mask: Mask) -> Corners:
     ]
 
 
-def flat_patches(hr_hu: Image) -> Corners:
-    """Squares of 32 pixels of a truth that hold soft tissue and noise, and no structure.
+def flat_patches(hu: Image) -> Corners:
+    """Squares of 32 pixels of an image that hold soft tissue and noise, and no structure.
 
-    The truth, blurred by a Gaussian of 3 pixels, must be soft tissue everywhere in the square and
-    vary by at most 10 HU (standard deviation). What is finer, and is measured there, has no say in
-    the choice.
+    The image, blurred by a Gaussian of 3 pixels, must be soft tissue everywhere in the square and
+    vary by at most 10 HU (standard deviation). What is finer has no say in the choice; what is
+    slower than about 0.05 cycles per pixel has: squares chosen on one image have less of it there
+    than another image of the same kind.
 
     Args:
-        hr_hu: ``(y, x)`` reference in HU.
+        hu: ``(y, x)`` in HU.
     """
-    smooth = ndimage.gaussian_filter(hr_hu.astype(np.float64), FLAT_BLUR_PX, mode="nearest")
+    smooth = ndimage.gaussian_filter(hu.astype(np.float64), FLAT_BLUR_PX, mode="nearest")
     low, high = TISSUES["soft tissue"]
     return [
         (y, x)

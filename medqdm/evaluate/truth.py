@@ -24,6 +24,7 @@ Image = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
 WHOLE, BODY, ROI, FLAT = "whole", "body", "roi", "flat"
+FLAT_SHOWN = as_shown(FLAT)
 LEAST_EDGES = 20  # a slice with fewer strong edges has no median rise
 LEAST_TISSUE_PX = 100  # a slice with less of a tissue says nothing of it
 
@@ -36,7 +37,8 @@ class Score:
         patient: folder or file name of the patient.
         slice: number of the slice among the patient's, from 0.
         method: name of the method, or ``REFERENCE``.
-        region: ``whole``, ``body``, ``roi``, ``flat``, a tissue of the truth, or one as shown.
+        region: ``whole``, ``body``, ``roi``, ``flat``, a tissue of the truth, or one of the last
+            two as shown.
         num_pixels: HR pixels of the region.
         values: metric to value; what makes no sense for the method or region is absent.
     """
@@ -133,12 +135,11 @@ class Truth:
                 **self._errors(sr_hu, mask, deviation_hu),
             }
             if region == WHOLE:
-                values |= self.own_values(sr_hu) | known
+                values |= self.own_values(sr_hu, spectra) | known
             if region in spectra:
                 values |= self._powers(spectra[region])
             yield self._score(method, region, hr_hu.size if mask is None else mask.sum(), values)
-        if FLAT in spectra:
-            yield self._flat(method, spectra[FLAT])
+        yield from self._flat(method, spectra)
         shown = {as_shown(tissue): mask for tissue, mask in self._tissues_of(sr_hu).items()}
         for region, mask in {**self._tissues, **shown}.items():
             errors = self._errors(sr_hu, mask, deviation_hu)
@@ -174,19 +175,26 @@ class Truth:
             method: name of its rows.
             spectra: of the truth.
         """
-        yield self._score(method, WHOLE, self.hr_hu.size, self.own_values(self.hr_hu))
+        yield self._score(method, WHOLE, self.hr_hu.size, self.own_values(self.hr_hu, spectra))
         if BODY in spectra:
             yield self._score(method, BODY, self.body.sum(), self._powers(spectra[BODY]))
-        if FLAT in spectra:
-            yield self._flat(method, spectra[FLAT])
+        yield from self._flat(method, spectra)
 
-    def own_values(self, hu: Image) -> dict[str, float]:
-        """What an image shows: LR consistency, rise of the truth's edges and of its own, seams."""
+    def own_values(self, hu: Image, spectra: Mapping[str, Spectrum]) -> dict[str, float]:
+        """What an image shows.
+
+        LR consistency, rise of the truth's edges and of its own, number of flat squares, seams.
+
+        Args:
+            hu: ``(y, x)`` in HU.
+            spectra: its own.
+        """
         own = self._edges if hu is self.hr_hu else metrics.find_edges(hu)
         found = {
             "lr_consistency_hu": metrics.lr_consistency_hu(hu, self.lr_hu),
             "edge_rise_mm": self._rise_mm(hu, self._edges),
             "shown_rise_mm": self._rise_mm(hu, own),
+            "flat_squares": spectra[FLAT_SHOWN].num_patches if FLAT_SHOWN in spectra else 0,
         }
         for name, borders in self._borders.items():
             found[f"seam_{name}"] = seam_ratio(hu, borders, self.body)
@@ -199,12 +207,15 @@ class Truth:
         return rise_px * self.pair["spacing_mm"]
 
     def spectra(self, hu: Image) -> dict[str, Spectrum]:
-        """Power spectra of an image in flat soft tissue and in the body, where there are patches.
+        """Power spectra of an image, where there are patches: flat soft tissue, as shown, the body.
 
         Args:
             hu: ``(y, x)`` in HU.
         """
-        return {region: texture.spectrum(hu, found) for region, found in self._patches.items()}
+        is_truth = hu is self.hr_hu
+        shown = self._patches.get(FLAT, []) if is_truth else texture.flat_patches(hu)
+        patches = self._patches | ({FLAT_SHOWN: shown} if shown else {})
+        return {region: texture.spectrum(hu, found) for region, found in patches.items()}
 
     def _powers(self, found: Spectrum) -> dict[str, float]:
         """Variance at frequencies that the input can hold, and at those that it cannot."""
@@ -214,9 +225,12 @@ class Truth:
             "power_high_hu2": found.band_hu2(self._input_nyquist, 1.0),
         }
 
-    def _flat(self, method: str, found: Spectrum) -> Score:
-        num_pixels = found.num_patches * texture.PATCH_PX**2
-        return self._score(method, FLAT, num_pixels, self._powers(found))
+    def _flat(self, method: str, spectra: Mapping[str, Spectrum]) -> Iterator[Score]:
+        for region in (FLAT, FLAT_SHOWN):
+            if region in spectra:
+                found = spectra[region]
+                num_pixels = found.num_patches * texture.PATCH_PX**2
+                yield self._score(method, region, num_pixels, self._powers(found))
 
     def _score(self, method: str, region: str, num_pixels: int, values: dict[str, float]) -> Score:
         pair = self.pair

@@ -24,6 +24,7 @@ from medqdm.evaluate import (
     Truth,
     body_mask,
     evaluate,
+    flat_patches,
     open_pairs,
     upsample_lanczos,
     write_report,
@@ -242,9 +243,9 @@ def ratio(found: Evaluation, metric: str, region: str = "whole") -> float:
 
 def test_the_truth_is_1_by_every_measure() -> None:
     found = detailed(lambda hr: hr)
-    for metric in ("edge_rise_mm", "seam_cell", "seam_window"):
+    for metric in ("edge_rise_mm", "seam_cell", "seam_window", "flat_squares"):
         assert ratio(found, metric) == 1
-    for region in ("flat", "body"):
+    for region in ("flat", "flat as shown", "body"):
         for metric in ("sd_hu", "power_low_hu2", "power_high_hu2"):
             assert ratio(found, metric, region) == 1
 
@@ -264,6 +265,34 @@ def test_a_blurred_output_has_soft_edges_and_little_fine_power() -> None:
     )
     low = kept[(larger < 0.125) & (larger > 0)].mean()
     assert ratio(found, "power_low_hu2", "flat") == pytest.approx(low, rel=0.15)
+
+
+def test_another_sample_of_flat_tissue_has_the_truths_noise_as_shown() -> None:
+    def sample(seed: int) -> Image:  # noise as strong as the limit of what counts as flat
+        slow = ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=(192, 192)), 8)
+        return (40 + 16 * slow / slow.std()).astype(np.float32)
+
+    patches = {seed: flat_patches(sample(seed)) for seed in (1, 2)}
+    task = load_task("tiny", ["slice_px=192"])
+    found = Evaluation({"task": {"upscale": 4, "name": "tiny"}}, WINDOW)
+    for k, (hr, sr) in enumerate(((1, 2), (2, 1))):  # each is the other's sample
+        lr = metrics.reduce_by_area(sample(hr), 4)
+        pair = Pair(hr_hu=sample(hr), lr_hu=lr, patient="a", slice=k, spacing_mm=0.5)
+        truth = Truth(pair, task)
+        found.add(truth, "medqdm", sample(sr), {})
+        found.add(truth, "reference", pair["hr_hu"], {})
+        counted = [s for s in found.scores if s.slice == k and "flat_squares" in s.values]
+        assert [s.values["flat_squares"] for s in counted] == [len(patches[sr]), len(patches[hr])]
+    assert all(patches.values())
+    assert ratio(found, "sd_hu", "flat") > 1.3
+    assert ratio(found, "sd_hu", "flat as shown") == pytest.approx(1)
+    assert ratio(found, "flat_squares") == pytest.approx(1)
+
+
+def test_an_image_without_flat_squares_has_none() -> None:
+    found = detailed(lambda hr: hr + 400)
+    assert ratio(found, "flat_squares") == 0
+    assert found.ratio("sd_hu", "medqdm", "flat as shown") is None
 
 
 def test_edges_in_another_place_are_as_sharp_as_shown() -> None:
