@@ -68,7 +68,7 @@ def evaluate(
 ) -> Evaluation:
     """Score medqdm, bicubic, Lanczos and any other methods on pairs of LR and HR slices.
 
-    PSNR, SSIM and LPIPS look at the window; HU errors at the values as they are.
+    PSNR, SSIM and LPIPS look at the window; HU errors at the output's values; the truth is clipped.
 
     Args:
         enhancer: the loaded model.
