@@ -195,8 +195,8 @@ def _explanation(evaluation: Evaluation) -> Iterator[str]:
     yield (
         f"PSNR, SSIM and LPIPS look at the window {window.low_hu:g} to {window.high_hu:g} HU, "
         "HU errors at the output's values and a truth clipped to it. LR rms compares the output, "
-        f"reduced by area, with the input; the row '{REFERENCE}' is what the truth itself reaches there, since the "
-        "input is blurred and noisy."
+        f"reduced by area, with the input; the row '{REFERENCE}' is what the truth itself "
+        "reaches there, since the input is blurred and noisy."
     )
 
 
