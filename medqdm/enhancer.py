@@ -86,7 +86,6 @@ class Enhancer:
         self.precision: Precision = self._wanted_precision()
         self.seed = seed
         self.draws = draws
-        self.mean = mean
         self.redone: set[int] = set()
         self._finds_batch_size = batch_size is None and self.device.type == "cuda"
         self._prepared: Volume | None = None
@@ -103,6 +102,15 @@ class Enhancer:
     @batch_size.setter
     def batch_size(self, tiles: int) -> None:
         self._batches.batch_size = tiles
+
+    @property
+    def mean(self) -> bool:
+        """Whether the output is the mean of the draws."""
+        return self._batches.mean
+
+    @mean.setter
+    def mean(self, mean: bool) -> None:
+        self._batches.mean = mean
 
     def _wanted_precision(self) -> Precision:
         if self.asked_precision == "auto":

@@ -26,6 +26,7 @@ class TileBatches:
 
     Attributes:
         batch_size: the one in use: halved when memory runs out.
+        mean: as given.
     """
 
     def __init__(
@@ -33,7 +34,7 @@ class TileBatches:
     ) -> None:
         self._engine = engine
         self._device = device
-        self._mean = mean
+        self.mean = mean
         self.batch_size = batch_size
 
     def complete(
@@ -124,7 +125,7 @@ class TileBatches:
             z_lr=z_lr,
             refined=refined,
             white=lambda: white().to(self._device),
-            mean=self._mean,
+            mean=self.mean,
         )
         return sr if deviation_hu is None else torch.cat([sr, deviation_hu], dim=1)
 

@@ -36,6 +36,7 @@ METRICS = (
     "sd_hu",
     "power_low_hu2",
     "power_high_hu2",
+    "flat_squares",
     "seam_pixel",
     "seam_cell",
     "seam_window",

@@ -24,7 +24,7 @@ from medqdm.evaluate.document import (
 from medqdm.evaluate.evaluation import METRICS, REFERENCE, Evaluation
 from medqdm.evaluate.regions import BODY_HU
 from medqdm.evaluate.tissue import SHOWN
-from medqdm.evaluate.truth import BODY, FLAT, ROI, WHOLE
+from medqdm.evaluate.truth import BODY, FLAT, FLAT_SHOWN, ROI, WHOLE
 
 NAME = "results"
 _COLUMNS = {
@@ -158,7 +158,7 @@ def _region(evaluation: Evaluation, region: str) -> dict[str, Any]:
             if by_patient:
                 patients.setdefault(method, {})[metric] = by_patient
                 mean.setdefault(method, {})[metric] = evaluation.mean(metric, method, region)
-        for baseline in () if region in (*SHOWN, *STATED) else evaluation.methods[1:]:
+        for baseline in () if region in (*SHOWN, FLAT_SHOWN, *STATED) else evaluation.methods[1:]:
             found = evaluation.difference(metric, baseline, region)
             if found is not None:
                 minus.setdefault(baseline, {})[metric] = found
