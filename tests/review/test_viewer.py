@@ -183,7 +183,10 @@ class TestCommand:
 
     def test_serves_until_it_is_told_to_end(self, case):
         command = [sys.executable, "-m", "medqdm", "review", case.out, "--no-browser"]
+        # a shell's background job ignores the signal, and what it starts would too
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
         running = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        signal.signal(signal.SIGINT, before)
         try:
             assert running.stdout is not None
             url = running.stdout.readline().strip()
