@@ -86,13 +86,14 @@ class Enhancer:
         self.precision: Precision = self._wanted_precision()
         self.seed = seed
         self.draws = draws
+        self.mean = mean
         self.redone: set[int] = set()
         self._finds_batch_size = batch_size is None and self.device.type == "cuda"
         self._prepared: Volume | None = None
         self._seconds_per_px = 0.0
         self.engine = engine.to(self.device)
         size = batch_size or TILES_PER_BATCH[self.device.type]
-        self._batches = TileBatches(self.engine, self.device, batch_size=size, mean=mean)
+        self._batches = TileBatches(self.engine, self.device, batch_size=size)
 
     @property
     def batch_size(self) -> int:
@@ -102,15 +103,6 @@ class Enhancer:
     @batch_size.setter
     def batch_size(self, tiles: int) -> None:
         self._batches.batch_size = tiles
-
-    @property
-    def mean(self) -> bool:
-        """Whether the output is the mean of the draws."""
-        return self._batches.mean
-
-    @mean.setter
-    def mean(self, mean: bool) -> None:
-        self._batches.mean = mean
 
     def _wanted_precision(self) -> Precision:
         if self.asked_precision == "auto":
@@ -241,7 +233,8 @@ class Enhancer:
         return job.finish()
 
     def _job(self, z: int, hu: NDArray[np.float32], position_mm: float) -> SliceJob:
-        return SliceJob(self.task, range(self.seed, self.seed + self.draws), z, hu, position_mm)
+        seeds = range(self.seed, self.seed + self.draws)
+        return SliceJob(self.task, seeds, z, hu, position_mm, mean=self.mean)
 
     def estimate_seconds(self, volume: Volume) -> float:
         """Rough time for a volume, from the speed on its middle (see ``prepare``)."""

@@ -54,15 +54,24 @@ class SliceJob:
 
     Attributes:
         fuses_latents: whether ``add`` takes the latents of tiles; pixels if not.
+        mean: whether the picture is the mean of the draws, not the first.
         z_lr: (c, h', w'), the latent of the whole upsampled slice, where a tile's own will not do.
     """
 
     def __init__(
-        self, task: Task, seeds: Sequence[int], z: int, hu: NDArray[np.float32], position_mm: float
+        self,
+        task: Task,
+        seeds: Sequence[int],
+        z: int,
+        hu: NDArray[np.float32],
+        position_mm: float,
+        *,
+        mean: bool = False,
     ) -> None:
         began = time.monotonic()
         self.z = z
         self.is_finite = True
+        self.mean = mean
         self._task, self._seeds, self._hu, self._position_mm = task, seeds, hu, position_mm
         normal = torch.from_numpy(task.hu_window.normalize(hu))
         self.lr = _pad_to_multiple(normal, task.lr_multiple)
@@ -97,7 +106,8 @@ class SliceJob:
 
     def afresh(self) -> "SliceJob":
         """The same slice with nothing done."""
-        again = SliceJob(self._task, self._seeds, self.z, self._hu, self._position_mm)
+        place = self.z, self._hu, self._position_mm
+        again = SliceJob(self._task, self._seeds, *place, mean=self.mean)
         again._settled = self._settled
         return again
 

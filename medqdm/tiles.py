@@ -22,19 +22,14 @@ class TileBatches:
         engine: on its device.
         device: where that is.
         batch_size: tiles that the networks get at once.
-        mean: slices of several draws become their mean, not the first.
 
     Attributes:
         batch_size: the one in use: halved when memory runs out.
-        mean: as given.
     """
 
-    def __init__(
-        self, engine: Engine, device: torch.device, *, batch_size: int, mean: bool
-    ) -> None:
+    def __init__(self, engine: Engine, device: torch.device, *, batch_size: int) -> None:
         self._engine = engine
         self._device = device
-        self.mean = mean
         self.batch_size = batch_size
 
     def complete(
@@ -92,7 +87,7 @@ class TileBatches:
                     def white() -> Tensor:
                         return torch.stack([tile.white for tile in group])
 
-                    maps = self._show(drawn.latents, lr, z_lr, drawn.refined, white)
+                    maps = self._show(group[0].job, drawn.latents, lr, z_lr, drawn.refined, white)
                 return maps.cpu(), drawn.refined.cpu()
         except RuntimeError as error:
             if not _is_out_of_memory(error):
@@ -112,6 +107,7 @@ class TileBatches:
 
     def _show(
         self,
+        job: SliceJob,
         latents: Sequence[Tensor],
         lr: Tensor,
         z_lr: Tensor,
@@ -125,7 +121,7 @@ class TileBatches:
             z_lr=z_lr,
             refined=refined,
             white=lambda: white().to(self._device),
-            mean=self.mean,
+            mean=job.mean,
         )
         return sr if deviation_hu is None else torch.cat([sr, deviation_hu], dim=1)
 
@@ -140,7 +136,7 @@ class TileBatches:
                 latents = [z[None].to(self._device) for z in job.latents]
                 assert job.z_lr is not None  # its tiles were cut out of it
                 z_lr, refined = job.z_lr[None], job.refined[None].to(self._device)
-                maps = self._show(latents, lr, z_lr, refined, lambda: job.white[None])[0].cpu()
+                maps = self._show(job, latents, lr, z_lr, refined, lambda: job.white[None])[0].cpu()
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
