@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medqdm.checkpoint import build_autoencoder, build_qdm, check_fit, read_tensors, size_of
+from medqdm.build import build_autoencoder, build_qdm, size_of
+from medqdm.checkpoint import check_fit, read_tensors
 from medqdm.config import Task, parse_task
 from medqdm.errors import MedQDMError
 from medqdm.models.published import QDMSizes, convert_autoencoder, convert_qdm

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from medqdm.checkpoint import Autoencoder
+from medqdm.build import Autoencoder
 from medqdm.config import Task
 from medqdm.diffusion.process import Process
 from medqdm.diffusion.quadtree import Quadtree, threshold_for

@@ -13,6 +13,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from medqdm import checkpoint
+from medqdm.build import build_autoencoder, build_qdm
 from medqdm.config import load_task
 
 pydicom.config.settings.reading_validation_mode = pydicom.config.RAISE
@@ -30,8 +31,8 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoint.save(
         path,
         task=task,
-        autoencoder_state=checkpoint.build_autoencoder(task).state_dict(),
-        qdm_state=checkpoint.build_qdm(task).state_dict(),
+        autoencoder_state=build_autoencoder(task).state_dict(),
+        qdm_state=build_qdm(task).state_dict(),
         record={"diffusion": {"lr_spacing_mm": [0.5, 0.9]}},
         dtype="float32",
     )

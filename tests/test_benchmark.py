@@ -11,12 +11,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
-from medqdm import benchmark, checkpoint, cli
+from medqdm import benchmark, cli
 from medqdm.benchmark import growth, report
 from medqdm.benchmark.measure import MATRIX_SIDE, PeakMemory, fit_line, matrix_rate, multiply_adds
 from medqdm.benchmark.pipeline import Outcome, dense_index, refined_difference
 from medqdm.benchmark.run import STAGES, Benchmark, variants_for
 from medqdm.benchmark.subject import Subject, open_subject, phantom
+from medqdm.build import build_qdm
 from medqdm.config import load_task
 from medqdm.diffusion.quadtree import Quadtree
 from medqdm.errors import MedQDMError
@@ -51,7 +52,7 @@ def found() -> Benchmark:
 def test_multiply_adds_are_the_published_ones(size: str, tera: float) -> None:
     task = load_task("sr4", [f"transformer.size={size}", "autoencoder.image_channels=3"])
     with torch.device("meta"):
-        qdm = checkpoint.build_qdm(task)
+        qdm = build_qdm(task)
     counted = multiply_adds(qdm, WindowIndex.everywhere((1, 128, 128), CPU), 15)
     assert counted / 1e12 == pytest.approx(tera, abs=0.005)
 
@@ -60,7 +61,7 @@ def test_multiply_adds_are_the_published_ones(size: str, tera: float) -> None:
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_multiply_adds_are_those_torch_counts(share: float, corrector: str) -> None:
     task = load_task("tiny", ["slice_px=128", f"transformer.corrector={corrector}"])
-    qdm = checkpoint.build_qdm(task).eval()
+    qdm = build_qdm(task).eval()
     index = WindowIndex(torch.full((2, 16, 16), bool(share)))
     plain = sdpa_kernel(SDPBackend.MATH)  # the counter does not know the CPU's fused attention
     with torch.no_grad(), plain, FlopCounterMode(display=False) as counter:
@@ -71,7 +72,7 @@ def test_multiply_adds_are_those_torch_counts(share: float, corrector: str) -> N
 
 
 def test_work_follows_tokens() -> None:
-    qdm = checkpoint.build_qdm(load_task("tiny", ["slice_px=128"]))
+    qdm = build_qdm(load_task("tiny", ["slice_px=128"]))
     refined = torch.zeros(1, 16, 16, dtype=torch.bool)
     refined[0, 3, 3:5] = True
     none = multiply_adds(qdm, WindowIndex(torch.zeros_like(refined)), 1)

@@ -9,7 +9,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from medqdm.checkpoint import build_autoencoder, build_qdm, load, save
+from medqdm.build import build_autoencoder, build_qdm
+from medqdm.checkpoint import load, save
 from medqdm.config import Task, load_task
 from medqdm.errors import MedQDMError
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 import yaml
 
-from medqdm.checkpoint import build_autoencoder, build_qdm
+from medqdm.build import build_autoencoder, build_qdm
 from medqdm.config import CONFIGS, Task, load_task, override, parse_task, task_names
 from medqdm.errors import MedQDMError
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from medqdm import checkpoint
+from medqdm.build import build_autoencoder, build_qdm, build_spread
 from medqdm.config import Task, load_task, parse_task
 from medqdm.diffusion.policies import Random
 from medqdm.diffusion.quadtree import steady
@@ -17,7 +17,7 @@ from medqdm.sampling import random_scores
 def make(*settings: str) -> Engine:
     task: Task = load_task("tiny", ["autoencoder.latent_scale=0.8", *settings])
     torch.manual_seed(0)
-    autoencoder, qdm = checkpoint.build_autoencoder(task), checkpoint.build_qdm(task)
+    autoencoder, qdm = build_autoencoder(task), build_qdm(task)
     for parameter in qdm.parameters():  # a fresh network ends in zeros
         torch.nn.init.normal_(parameter, std=0.2)
     return Engine(task, autoencoder, qdm).eval()
@@ -340,7 +340,7 @@ def test_uncertainty_is_the_deviation_over_draws_where_noise_was(
 
 def with_spread(*settings: str) -> Engine:
     engine = make(*settings)
-    engine.spread = checkpoint.build_spread(engine.task)
+    engine.spread = build_spread(engine.task)
     return engine
 
 
@@ -418,7 +418,7 @@ def test_bicubic_upsampling_keeps_positions() -> None:
 
 def test_unmeasured_latents_are_refused(lr: torch.Tensor) -> None:
     task = load_task("tiny")
-    engine = Engine(task, checkpoint.build_autoencoder(task), checkpoint.build_qdm(task))
+    engine = Engine(task, build_autoencoder(task), build_qdm(task))
     with pytest.raises(MedQDMError, match="latent_scale must be a number, got none"):
         engine.encode(engine.upsample(lr))
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from medqdm import checkpoint, io, metrics
+from medqdm.build import build_autoencoder, build_qdm, build_spread
 from medqdm.config import load_task, override
 from medqdm.degrade import degrade, draw
 from medqdm.diffusion.noise import SliceNoise
@@ -444,7 +445,7 @@ def light(tmp_path: Path) -> Enhancer:
     """An enhancer of a random model with the light autoencoder; it draws three times."""
     task = load_task("tiny", [LIGHT, "autoencoder.latent_scale=1.0"])
     torch.manual_seed(0)
-    networks = checkpoint.build_autoencoder(task), checkpoint.build_qdm(task)
+    networks = build_autoencoder(task), build_qdm(task)
     for network in networks:
         for parameter in network.parameters():
             torch.nn.init.normal_(parameter, std=0.1)
@@ -495,7 +496,7 @@ def test_texture_crosses_tiles_without_a_trace(
         (light if fused else drawing).engine,
         np.clip(textured((1, 40, 56)).hu[0], -900, 900),
     )
-    engine.spread = checkpoint.build_spread(engine.task)
+    engine.spread = build_spread(engine.task)
     one = Enhancer(Opened(engine, {}, ""), device="cpu", precision="fp32", seed=7, batch_size=3)
 
     def draw(lr: torch.Tensor, z_lr: torch.Tensor, noises: list, **_options: object) -> Drawn:
@@ -518,7 +519,7 @@ def test_texture_crosses_tiles_without_a_trace(
 @pytest.mark.parametrize("fused", [True, False])
 def test_texture_depends_on_place_and_seed_alone(light: Enhancer, drawing, fused: bool) -> None:
     enhancer = light if fused else drawing
-    enhancer.engine.spread = checkpoint.build_spread(enhancer.task)
+    enhancer.engine.spread = build_spread(enhancer.task)
     enhancer.draws = 1
     hu = textured((1, 16, 24)).hu[0]
     first, other_place, again = (
@@ -535,17 +536,17 @@ def test_a_deviation_without_spread_is_told_to_be_chance_alone(drawing) -> None:
     drawing.draws = 2
     (told,) = [w for w in drawing.warnings(volume) if "deviation" in w]
     assert "is what chance did, not how far the output may be off" in told
-    drawing.engine.spread = checkpoint.build_spread(drawing.task)
+    drawing.engine.spread = build_spread(drawing.task)
     assert not [w for w in drawing.warnings(volume) if "deviation" in w]
 
 
 def test_noise_is_told(random_weights: Path) -> None:
     guess = Enhancer(random_weights, device="cpu", overrides=GUESS)
-    guess.engine.spread = checkpoint.build_spread(guess.task)
+    guess.engine.spread = build_spread(guess.task)
     assert "one step from the prior's mean, s 0.15" in describe(guess)
     steps = Enhancer(random_weights, device="cpu", overrides=["diffusion.sampling_steps=4"])
     assert "steps 4, gamma 1, s 0.15" in describe(steps)
-    steps.engine.spread = checkpoint.build_spread(steps.task)
+    steps.engine.spread = build_spread(steps.task)
     assert "steps 4, gamma 1, noise as strong as the model's errors, s" in describe(steps)
     steps.mean, steps.draws = True, 4
     assert "steps 4, gamma 1, mean of 4 draws, s" in describe(steps)

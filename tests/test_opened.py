@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from medqdm import checkpoint
+from medqdm.build import build_autoencoder, build_qdm, build_spread
 from medqdm.config import load_task
 from medqdm.enhancer import Enhancer
 from medqdm.errors import MedQDMError
@@ -14,9 +15,9 @@ def test_a_spread_knows_one_process(tmp_path: Path) -> None:
     task = load_task("tiny", ["autoencoder.latent_scale=1.0"])
     path = tmp_path / "wide.safetensors"
     checkpoint.save(
-        path, task=task, autoencoder_state=checkpoint.build_autoencoder(task).state_dict(),
-        qdm_state=checkpoint.build_qdm(task).state_dict(), record={}, dtype="float32",
-        spread_state=checkpoint.build_spread(task).state_dict(),
+        path, task=task, autoencoder_state=build_autoencoder(task).state_dict(),
+        qdm_state=build_qdm(task).state_dict(), record={}, dtype="float32",
+        spread_state=build_spread(task).state_dict(),
     )  # fmt: skip
     other = ["diffusion.num_steps=30", "diffusion.sampling_steps=4"]
     with pytest.raises(
@@ -32,7 +33,7 @@ def test_a_spread_knows_one_process(tmp_path: Path) -> None:
 def test_stage_one_weights_are_refused(tmp_path) -> None:
     task = load_task("tiny", ["autoencoder.latent_scale=1.0"])
     path = tmp_path / "vae.safetensors"
-    state = checkpoint.build_autoencoder(task).state_dict()
+    state = build_autoencoder(task).state_dict()
     checkpoint.save(
         path, task=task, autoencoder_state=state, qdm_state=None, record={}, dtype="float32"
     )

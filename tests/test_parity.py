@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from medqdm.checkpoint import build_autoencoder, build_qdm
+from medqdm.build import build_autoencoder, build_qdm
 from medqdm.config import Task, TransformerSection
 from medqdm.diffusion.process import Process
 from medqdm.diffusion.quadtree import Quadtree

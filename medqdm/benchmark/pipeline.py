@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medqdm import checkpoint, io
+from medqdm import io
 from medqdm.benchmark.measure import Stopwatch
 from medqdm.benchmark.subject import Subject, every_region, lr_batch, noise_like
-from medqdm.checkpoint import Autoencoder
+from medqdm.build import Autoencoder, build_autoencoder
 from medqdm.config import AutoencoderSection, Task, override
 from medqdm.device import autocast
 from medqdm.engine import Engine
@@ -135,7 +135,7 @@ def paper_autoencoder(task: Task) -> tuple[Task, Autoencoder]:
             f"side as the KL-VAE's, got {mine.compression}; leave it out"
         )
     task = task.model_copy(update={"autoencoder": paper})
-    network = checkpoint.build_autoencoder(task)
+    network = build_autoencoder(task)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return task, network
 

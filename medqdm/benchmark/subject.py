@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from medqdm import checkpoint, io
+from medqdm.build import build_autoencoder, build_qdm
 from medqdm.config import Task, load_task, override
 from medqdm.data.slices import to_hr_slices
 from medqdm.degrade import degrade, draw
@@ -115,7 +116,7 @@ def _random_enhancer(task: Task, device: str) -> Enhancer:
             task = override(task, [f"{key}=1.0"])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        networks = checkpoint.build_autoencoder(task), checkpoint.build_qdm(task)
+        networks = build_autoencoder(task), build_qdm(task)
         for network in networks:
             _fill_zeros(network)
     with tempfile.TemporaryDirectory(prefix="medqdm-") as folder:

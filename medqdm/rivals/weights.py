@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from medqdm import checkpoint
-from medqdm.checkpoint import Autoencoder
+from medqdm.build import Autoencoder, build_autoencoder
 from medqdm.config import EDSRSection, ResShiftSection, Task, override
 from medqdm.diffusion.policies import Cost
 from medqdm.diffusion.sampler import Noise
@@ -116,7 +116,7 @@ def save(path: Path, network: nn.Module, *, task: Task, record: Mapping[str, Any
     networks: dict[str, tuple[checkpoint.Build, checkpoint.State]]
     if isinstance(network, Engine):
         networks = {
-            "autoencoder": (checkpoint.build_autoencoder, network.autoencoder.state_dict()),
+            "autoencoder": (build_autoencoder, network.autoencoder.state_dict()),
             "unet": (build_unet, network.qdm.state_dict()),
         }
     else:
@@ -148,8 +148,9 @@ def open_any(weights: Path, overrides: Sequence[str] = ()) -> Opened:
         edsr = checkpoint.build_from(build_edsr, stored.task, state("edsr"), where=where)
         engine = Regression(task, edsr)
     else:
-        build = checkpoint.build_autoencoder
-        autoencoder = checkpoint.build_from(build, stored.task, state("autoencoder"), where=where)
+        autoencoder = checkpoint.build_from(
+            build_autoencoder, stored.task, state("autoencoder"), where=where
+        )
         unet = checkpoint.build_from(build_unet, stored.task, state("unet"), where=where)
         engine = resshift_engine(task, autoencoder, unet)
     engine.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -9,7 +9,7 @@ from monai.networks.nets import PatchDiscriminator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from medqdm.checkpoint import Autoencoder
+from medqdm.build import Autoencoder
 from medqdm.config import Task
 from medqdm.models.light import LightAutoencoder
 from medqdm.models.perceptual import PerceptualDistance

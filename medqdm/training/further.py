@@ -7,6 +7,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from medqdm import checkpoint
+from medqdm.build import build_regions, build_spread
 from medqdm.config import Task
 from medqdm.data import SliceDataModule
 from medqdm.data.samples import Stage
@@ -77,7 +78,7 @@ def train_gain(weights: Path, data: Path, out: Path, settings: Sequence[str] = (
     def begin(task: Task, start: checkpoint.Checkpoint, qdm: QDM) -> tuple[Engine, RegionModule]:
         # samplers that ask draw, so their networks must see draws
         drawing = task.with_diffusion(one_step="draw")
-        engine = Engine(drawing, start.autoencoder, qdm, checkpoint.build_regions(task))
+        engine = Engine(drawing, start.autoencoder, qdm, build_regions(task))
         return engine, RegionModule(task, engine)
 
     return _extend(weights, data, out, settings, stage="regions", begin=begin)
@@ -100,7 +101,7 @@ def train_spread(weights: Path, data: Path, out: Path, settings: Sequence[str] =
     """
 
     def begin(task: Task, start: checkpoint.Checkpoint, qdm: QDM) -> tuple[Engine, SpreadModule]:
-        engine = Engine(task, start.autoencoder, qdm, spread=checkpoint.build_spread(task))
+        engine = Engine(task, start.autoencoder, qdm, spread=build_spread(task))
         return engine, SpreadModule(task, engine)
 
     return _extend(weights, data, out, settings, stage="spread", begin=begin)

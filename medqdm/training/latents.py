@@ -4,8 +4,7 @@ import logging
 
 import torch
 
-from medqdm import checkpoint
-from medqdm.checkpoint import Autoencoder
+from medqdm.build import Autoencoder, build_qdm
 from medqdm.config import Task
 from medqdm.data import SliceDataModule
 from medqdm.device import autocast
@@ -27,7 +26,7 @@ def measure_residual_deviation(network: Autoencoder, source: SliceDataModule, ta
         task: precision, threshold and window.
     """
     device = next(network.parameters()).device
-    engine = Engine(task, network, checkpoint.build_qdm(task)).to(device).eval()
+    engine = Engine(task, network, build_qdm(task)).to(device).eval()
     squares, count = 0.0, 0
     for sample in source.samples(RESIDUAL_SAMPLES):
         hr, lr = sample["hr"][None].to(device), sample["lr"][None].to(device)

@@ -11,7 +11,7 @@ import yaml
 from torch import nn
 
 from medqdm import checkpoint
-from medqdm.checkpoint import Autoencoder
+from medqdm.build import Autoencoder, build_autoencoder, build_qdm
 from medqdm.config import Task, parse_task
 from medqdm.data import SliceDataModule
 from medqdm.engine import Engine
@@ -176,7 +176,7 @@ def open_run(task: Task, out: Path) -> None:
 def _train_autoencoder(task: Task, data: Path, out: Path) -> None:
     # each stage anew, so that its first weights do not depend on where an earlier call stopped
     pl.seed_everything(task.training.seed, workers=True, verbose=False)
-    network = checkpoint.build_autoencoder(task)
+    network = build_autoencoder(task)
     settings = task.training.autoencoder
     module = AutoencoderModule(task, network, _perceptual(settings.perceptual_weight))
     source = SliceDataModule(task, data, "autoencoder")
@@ -227,7 +227,7 @@ def _train_diffusion(
         task = task.with_diffusion(residual_deviation=deviation)
     task, stage_one, source = begin_diffusion(task, data, out)
     network = stage_one.autoencoder
-    engine = Engine(task, network, checkpoint.build_qdm(task))
+    engine = Engine(task, network, build_qdm(task))
     before: dict[str, Any] = {}
     if begun is not None:
         assert begun.qdm is not None  # see _start_of

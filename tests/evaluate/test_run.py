@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from medqdm import checkpoint, metrics
+from medqdm.build import build_autoencoder, build_qdm
 from medqdm.config import load_task
 from medqdm.data import Pair, prepare
 from medqdm.enhancer import Enhancer
@@ -531,8 +532,8 @@ def test_an_untrained_model_is_evaluated_on_volumes_from_end_to_end(
     checkpoint.save(
         weights,
         task=TASK,
-        autoencoder_state=checkpoint.build_autoencoder(TASK).state_dict(),
-        qdm_state=checkpoint.build_qdm(TASK).state_dict(),
+        autoencoder_state=build_autoencoder(TASK).state_dict(),
+        qdm_state=build_qdm(TASK).state_dict(),
         record={},
         dtype="float32",
     )

@@ -13,6 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 from medqdm import checkpoint, metrics
+from medqdm.build import build_autoencoder, build_qdm
 from medqdm.cli import app
 from medqdm.config import load_task
 from medqdm.degrade import DegradationParams
@@ -50,14 +51,14 @@ def save_weights(path: Path, *settings: str) -> Path:
     """A tiny model of 2 x 2 regions whose steps do something, if nothing good."""
     task = load_task("tiny", [*SETTINGS, *settings])
     torch.manual_seed(0)
-    qdm = checkpoint.build_qdm(task)
+    qdm = build_qdm(task)
     with torch.no_grad():
         for parameter in qdm.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     checkpoint.save(
         path,
         task=task,
-        autoencoder_state=checkpoint.build_autoencoder(task).state_dict(),
+        autoencoder_state=build_autoencoder(task).state_dict(),
         qdm_state=qdm.state_dict(),
         record={},
         dtype="float32",

@@ -15,6 +15,7 @@ from scipy import ndimage
 from typer.testing import CliRunner
 
 from medqdm import checkpoint, io, metrics
+from medqdm.build import build_autoencoder, build_qdm
 from medqdm.cli import app
 from medqdm.config import load_task
 from medqdm.data import Pair, prepare
@@ -59,7 +60,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ],
     )
     torch.manual_seed(0)
-    qdm = checkpoint.build_qdm(task)
+    qdm = build_qdm(task)
     with torch.no_grad():
         for parameter in qdm.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -67,7 +68,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoint.save(
         path,
         task=task,
-        autoencoder_state=checkpoint.build_autoencoder(task).state_dict(),
+        autoencoder_state=build_autoencoder(task).state_dict(),
         qdm_state=qdm.state_dict(),
         record={},
         dtype="float32",

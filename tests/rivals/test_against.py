@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from medqdm import checkpoint
+from medqdm.build import build_autoencoder, build_qdm
 from medqdm.cli import app
 from medqdm.config import Task, load_task
 from medqdm.errors import MedQDMError
@@ -28,7 +29,7 @@ def write_edsr(path: Path, *settings: str) -> Path:
 def write_resshift(path: Path) -> Path:
     settings = ["rival.channels=[32]", "autoencoder.latent_scale=1", "diffusion.sampling_steps=2"]
     task = rival_task("resshift", "tiny", settings)
-    engine = resshift_engine(task, checkpoint.build_autoencoder(task), build_unet(task))
+    engine = resshift_engine(task, build_autoencoder(task), build_unet(task))
     save(path, engine, task=task, record={})
     return path
 
@@ -96,8 +97,8 @@ def test_an_untrained_edsr_scores_as_bicubic_and_says_how_long_it_was_trained(
 def test_the_report_says_that_a_training_was_not_the_first(tmp_path: Path) -> None:
     task, path = load_task("tiny", ["autoencoder.latent_scale=1"]), tmp_path / "qdm.safetensors"
     checkpoint.save(
-        path, task=task, autoencoder_state=checkpoint.build_autoencoder(task).state_dict(),
-        qdm_state=checkpoint.build_qdm(task).state_dict(), dtype="float32",
+        path, task=task, autoencoder_state=build_autoencoder(task).state_dict(),
+        qdm_state=build_qdm(task).state_dict(), dtype="float32",
         record={"diffusion": {"steps": 7, "seconds": 8.5, "start_sha256": "0", "before": {}}},
     )  # fmt: skip
     lines = describe_against(open_against([str(path)], TINY, device="cpu", seed=0))

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from medqdm import checkpoint
+from medqdm.build import build_autoencoder
 from medqdm.config import ResShiftSection, Task, override
 from medqdm.enhancer import Enhancer
 from medqdm.errors import MedQDMError
@@ -43,7 +44,7 @@ def resshift(tmp_path: Path) -> Path:
     """Weights of a ResShift rival that draws something."""
     task = rival_task("resshift", "tiny", SMALL_UNET)
     torch.manual_seed(0)
-    engine = resshift_engine(task, checkpoint.build_autoencoder(task), build_unet(task))
+    engine = resshift_engine(task, build_autoencoder(task), build_unet(task))
     randomize(engine.qdm)
     save(tmp_path / "resshift.safetensors", engine, task=task, record={})
     return tmp_path / "resshift.safetensors"

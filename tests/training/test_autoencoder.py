@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from medqdm.checkpoint import build_autoencoder
+from medqdm.build import build_autoencoder
 from medqdm.config import load_task
 from medqdm.errors import MedQDMError
 from medqdm.training.autoencoder import AutoencoderModule

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from medqdm import checkpoint
+from medqdm.build import build_autoencoder, build_qdm
 from medqdm.config import load_task
 from medqdm.errors import MedQDMError
 from medqdm.training.average import average
@@ -16,7 +17,7 @@ def save(path: Path, value: float, *settings: str, whole: bool = True) -> Path:
     task = load_task("tiny", ["autoencoder.latent_scale=1.0", *settings])
     states = [
         {name: torch.full_like(v, value) for name, v in network.state_dict().items()}
-        for network in (checkpoint.build_autoencoder(task), checkpoint.build_qdm(task))
+        for network in (build_autoencoder(task), build_qdm(task))
     ]
     checkpoint.save(
         path,

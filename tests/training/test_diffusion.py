@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from medqdm.checkpoint import build_autoencoder, build_qdm
+from medqdm.build import build_autoencoder, build_qdm
 from medqdm.config import load_task
 from medqdm.engine import Engine
 from medqdm.errors import MedQDMError

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 import medqdm
 from medqdm import checkpoint
+from medqdm.build import build_autoencoder, build_qdm, build_regions, build_spread
 from medqdm.config import Task, load_task, override
 from medqdm.data import SliceDataModule
 from medqdm.engine import Engine
@@ -356,7 +357,7 @@ def test_nan_stops_training_and_names_the_slices(
 
 
 def test_the_scale_is_asked_for_before_latents_are_made(task: Task) -> None:
-    engine = Engine(task, checkpoint.build_autoencoder(task), checkpoint.build_qdm(task))
+    engine = Engine(task, build_autoencoder(task), build_qdm(task))
     with pytest.raises(MedQDMError, match="latent_scale must be a number, got none"):
         engine.encode(torch.zeros(1, 1, 64, 64))
 
@@ -517,7 +518,7 @@ def regions(finished: Path, data: Path) -> tuple[RegionModule, dict[str, Any]]:
     loaded = checkpoint.load(finished / "weights.safetensors")
     task = override(loaded.task, ["training.regions.learning_rate=3e-3", MORE[2]])
     torch.manual_seed(0)
-    engine = Engine(task, loaded.autoencoder, loaded.qdm, checkpoint.build_regions(task))
+    engine = Engine(task, loaded.autoencoder, loaded.qdm, build_regions(task))
     samples = list(SliceDataModule(task, data, "regions").samples(2))
     batch = {key: torch.stack([s[key] for s in samples]) for key in ("hr", "lr")}
     return RegionModule(task, engine), batch
@@ -590,7 +591,7 @@ def test_spread_learns_how_far_estimates_are_off(finished: Path, data: Path) -> 
         loaded.task, ["training.spread.learning_rate=1e-2", "training.warmup_steps=0", MORE[2]]
     )
     torch.manual_seed(0)
-    spread = checkpoint.build_spread(task)
+    spread = build_spread(task)
     engine = Engine(task, loaded.autoencoder, loaded.qdm, spread=spread)
     samples = list(SliceDataModule(task, data, "spread").samples(2))
     batch = {key: torch.stack([s[key] for s in samples]) for key in ("hr", "lr")}
