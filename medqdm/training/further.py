@@ -53,8 +53,10 @@ def distill(weights: Path, data: Path, out: Path, settings: Sequence[str] = ()) 
     engine = Engine(task, start.autoencoder, qdm_of(start, weights))
     record = _fit_after(task, DistillationModule(task, engine), data, out, "distillation")
     task = task.with_diffusion(sampling_steps=1, gamma=0.0)
-    of_teacher = {"distillation": {**record, "teacher_sha256": start.sha256}}
-    record = {**alone(start.record), **of_teacher}
+    record["teacher_sha256"] = start.sha256
+    if "distillation" in start.record:  # the teacher is a student too
+        record["before"] = start.record["distillation"]
+    record = {**alone(start.record), "distillation": record}
     export(task, start.autoencoder, engine.qdm, record, out / WEIGHTS)
     return out / WEIGHTS
 

@@ -446,6 +446,14 @@ def test_a_student_is_a_model_of_few_steps(finished: Path, data: Path, tmp_path:
     assert teacher.read_bytes() == before
 
 
+def test_a_student_of_a_student_tells_of_both(finished: Path, data: Path, tmp_path: Path) -> None:
+    first = distill(finished / "weights.safetensors", data, tmp_path / "first", MORE)
+    second = distill(first, data, tmp_path / "second", MORE)
+    student, record = checkpoint.load(first), checkpoint.load(second).record["distillation"]
+    assert record["teacher_sha256"] == student.sha256
+    assert record["before"] == student.record["distillation"]
+
+
 def test_distillation_resumes_where_it_stopped(
     finished: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
