@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import shutil
 import signal
@@ -649,6 +650,22 @@ def test_a_disk_that_is_too_small_is_told_before_the_work(
     assert sizes == []
     assert not list(tmp_path.glob("*out*"))
     enhance_volume(quick, volume, tmp_path / "out", transfer_syntax="rle")  # size unknown
+
+
+def test_deviations_and_their_map_need_room_too(quick, volume, tmp_path, monkeypatch) -> None:
+    pixels = math.prod(volume.shape) * quick.task.upscale**2
+    monkeypatch.setattr(quick, "draws", 2)
+
+    def begin(free: int, **options: bool) -> None:
+        usage = shutil.disk_usage(tmp_path)._replace(free=free)
+        monkeypatch.setattr("medqdm.io.whole.shutil.disk_usage", lambda _path: usage)
+        enhance_volume(quick, volume, tmp_path / "out", overwrite=True, **options)
+
+    for free, options in ((4 * pixels, {}), (8 * pixels, {"parametric_map": True})):
+        with pytest.raises(MedQDMError, match="the disk must have"):
+            begin(free - 1, **options)
+        assert not list(tmp_path.glob("*out*"))
+    begin(4 * pixels)
 
 
 @pytest.mark.parametrize("command", ["info", "enhance"])

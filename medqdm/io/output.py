@@ -138,7 +138,7 @@ class Output:
 
 
 @contextmanager
-def open_output(
+def open_output(  # noqa: PLR0913  (all by keyword but three)
     source: Volume,
     folder: Path,
     settings: SeriesSettings,
@@ -146,6 +146,7 @@ def open_output(
     identity: str,
     facts: Mapping[str, Any],
     file_format: str = "dicom",
+    bytes_beside: int = 0,
     resume: bool = False,
     overwrite: bool = False,
 ) -> Iterator[Output]:
@@ -158,6 +159,7 @@ def open_output(
         identity: all that the result depends on; an interrupted run of another one is not resumed.
         facts: what a resumed run takes over from the one that began, for JSON.
         file_format: one of ``FORMATS``.
+        bytes_beside: what is kept beside each output pixel, for the look at the disk's free space.
         resume: go on where an interrupted run stopped, and keep what is done if this one is.
         overwrite: whether an earlier output may be replaced, whole and at the end.
 
@@ -175,10 +177,11 @@ def open_output(
         overwrite=overwrite,
         marker=RUN_FILE,
     ) as unfinished:
-        if settings.transfer_syntax == "explicit":
-            z, height, width = source.shape
-            missing = z - len(unfinished.notes)
-            check_room(folder, 2 * missing * height * width * settings.upscale**2)
+        z, height, width = source.shape
+        missing = z - len(unfinished.notes)
+        word = 2 if settings.transfer_syntax == "explicit" else 0  # compressed: who knows
+        px_bytes = word + bytes_beside
+        check_room(folder, missing * height * width * settings.upscale**2 * px_bytes)
         yield Output(unfinished, source, settings, file_format)
 
 
