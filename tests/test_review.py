@@ -1,5 +1,6 @@
 """Tests of review: the pair, its picture to scale, and the ratings."""
 
+import csv
 import json
 from dataclasses import replace
 
@@ -340,6 +341,15 @@ class TestRating:
         assert read_ratings(path) == [first, second]
         assert first.comment == 'a "ring", and noise; ärger'
         assert first.saved_at.endswith("+00:00")
+
+    @pytest.mark.parametrize("comment", ["=1+1", "-5 HU?", "@me", "'=1", "'quoted'", "ring=1"])
+    def test_no_spreadsheet_runs_a_comment(self, tmp_path, comment):
+        path = tmp_path / "ratings.csv"
+        save_rating(path, make_rating(comment=comment))
+        (row,) = csv.DictReader(path.read_text(encoding="utf-8").splitlines())
+        assert row["comment"][0] not in "=+-@"
+        assert row["comment"].endswith(comment)
+        assert [rating.comment for rating in read_ratings(path)] == [comment]
 
     def test_appends_to_a_file_without_a_last_line_break(self, tmp_path):
         path = tmp_path / "ratings.csv"

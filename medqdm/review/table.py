@@ -9,6 +9,8 @@ from pathlib import Path
 
 from medqdm.errors import MedQDMError
 
+_FORMULA = ("=", "+", "-", "@")  # what a spreadsheet runs; an apostrophe before it makes it text
+
 
 def append_row(path: Path, columns: Sequence[str], cells: Sequence[object]) -> None:
     """Append a line, whole or not at all, and wait until it is on the disk.
@@ -70,7 +72,7 @@ def read_rows(path: Path, columns: Sequence[str]) -> tuple[list[list[str]], bool
             f"{path}: must be a CSV file of ratings, got {type(error).__name__} on reading it; "
             "check the path"
         ) from None
-    rows = [row for row in csv.reader(text.splitlines()) if row]
+    rows = [[_as_given(cell) for cell in row] for row in csv.reader(text.splitlines()) if row]
     if not rows or rows[0] != list(columns):
         raise MedQDMError(
             f"{path}: must be a CSV file of ratings with the columns {', '.join(columns)}, got "
@@ -105,5 +107,15 @@ def mend(path: Path, columns: Sequence[str]) -> None:
 
 def _csv_line(cells: Sequence[object]) -> str:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(cells)
+    csv.writer(text, lineterminator="\n").writerow([_as_text(cell) for cell in cells])
     return text.getvalue()
+
+
+def _as_text(cell: object) -> object:
+    is_formula = isinstance(cell, str) and cell.lstrip("'").startswith(_FORMULA)
+    return f"'{cell}" if is_formula else cell
+
+
+def _as_given(cell: str) -> str:
+    is_text = cell.startswith("'") and cell.lstrip("'").startswith(_FORMULA)
+    return cell[1:] if is_text else cell
