@@ -32,6 +32,7 @@ EDGE_FLATNESS = 0.1  # largest deviation beside an edge, as a share of its step
 _EDGE_BLUR_PX, _EDGE_SLOPE_HU = 1.0, 30.0  # of the search: Gaussian, HU per pixel
 _SOBEL_GAIN = 8.0  # scipy's Sobel filter of a slope of 1 a pixel
 _SAMPLES_PER_PX = 4
+_SSIM_BORDER_PX = 5  # the window is 11 pixels wide; nearer to the border it does not fit
 
 
 def psnr_db(sr_hu: Image, hr_hu: Image, window: Window, mask: Mask | None = None) -> float:
@@ -57,18 +58,25 @@ def ssim(sr_hu: Image, hr_hu: Image, window: Window, mask: Mask | None = None) -
     Args:
         sr_hu: (y, x) in HU, at least 11 x 11.
         hr_hu: (y, x) reference in HU.
-        window: both are clipped to it first; its width is the data range.
-        mask: pixels over which the similarity map is averaged; None means all.
+        window: both are clipped to it first. Its lower end is 0, as SSIM's comparison of means asks
+            for, and its width the data range.
+        mask: pixels over which the similarity map is averaged; None means all but those within 5
+            pixels of the image's border, where the Gaussian does not fit.
     """
-    similarity = ssim_map(sr_hu, hr_hu, window)
-    return float(similarity[mask].mean() if mask is not None else similarity.mean())
+    return mean_ssim(ssim_map(sr_hu, hr_hu, window), mask)
+
+
+def mean_ssim(similarity: NDArray[np.float64], mask: Mask | None = None) -> float:
+    """What ``ssim`` makes of a map, for several masks of one slice; see there."""
+    inner = slice(_SSIM_BORDER_PX, -_SSIM_BORDER_PX)
+    return float((similarity[inner, inner] if mask is None else similarity[mask]).mean())
 
 
 def ssim_map(sr_hu: Image, hr_hu: Image, window: Window) -> NDArray[np.float64]:
-    """The (y, x) map that ``ssim`` averages, for several masks of one slice; same arguments."""
+    """The (y, x) map that ``ssim`` averages; same arguments."""
     _, similarity = structural_similarity(
-        window.clip(hr_hu).astype(np.float64),
-        window.clip(sr_hu).astype(np.float64),
+        window.clip(hr_hu).astype(np.float64) - window.low_hu,
+        window.clip(sr_hu).astype(np.float64) - window.low_hu,
         data_range=window.width_hu,
         gaussian_weights=True,
         sigma=1.5,

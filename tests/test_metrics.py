@@ -44,8 +44,8 @@ def test_ssim_equals_its_formula_with_gaussian_weights(slice_hu: NDArray[np.floa
     line = np.exp(-(offsets**2) / (2 * 1.5**2))
     weights = np.outer(line, line) / line.sum() ** 2
     y, x = 12, 15
-    a = np.clip(sr[y - 5 : y + 6, x - 5 : x + 6], -1000, 1000)
-    b = np.clip(hr[y - 5 : y + 6, x - 5 : x + 6], -1000, 1000)
+    a = np.clip(sr[y - 5 : y + 6, x - 5 : x + 6], -1000, 1000) + 1000
+    b = np.clip(hr[y - 5 : y + 6, x - 5 : x + 6], -1000, 1000) + 1000
     mean_a, mean_b = (weights * a).sum(), (weights * b).sum()
     var_a, var_b = (weights * a**2).sum() - mean_a**2, (weights * b**2).sum() - mean_b**2
     covariance = (weights * a * b).sum() - mean_a * mean_b
@@ -54,6 +54,20 @@ def test_ssim_equals_its_formula_with_gaussian_weights(slice_hu: NDArray[np.floa
     expected /= (mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2)
 
     assert metrics.ssim_map(sr, hr, WINDOW)[y, x] == pytest.approx(expected, rel=1e-6)
+
+
+def test_ssim_does_not_depend_on_where_the_scale_of_hu_begins() -> None:
+    """20 HU more are as much in water, at 0 HU, as in muscle; a sign that changes is nothing."""
+    flat = np.zeros((32, 32), dtype=np.float32)
+    water, muscle = (metrics.ssim(flat + hu + 20, flat + hu, WINDOW) for hu in (-10, 50))
+    assert water == pytest.approx(muscle, abs=1e-4)
+    assert water > 0.999
+
+
+def test_ssim_leaves_the_border_out(slice_hu: NDArray[np.float32]) -> None:
+    sr = slice_hu + np.random.default_rng(1).normal(0, 100, slice_hu.shape).astype(np.float32)
+    inner = metrics.ssim_map(sr, slice_hu, WINDOW)[5:-5, 5:-5]
+    assert metrics.ssim(sr, slice_hu, WINDOW) == pytest.approx(inner.mean())
 
 
 def test_masks_leave_the_rest_out(slice_hu: NDArray[np.float32]) -> None:
@@ -65,7 +79,9 @@ def test_masks_leave_the_rest_out(slice_hu: NDArray[np.float32]) -> None:
     assert metrics.mae_hu(sr, slice_hu, mask) == metrics.bias_hu(sr, slice_hu, mask) == 0
     assert metrics.psnr_db(sr, slice_hu, WINDOW, mask) == float("inf")
     assert metrics.ssim(sr, slice_hu, WINDOW, mask) == pytest.approx(1)
-    assert metrics.ssim(sr, slice_hu, WINDOW, ~mask) < 0.99
+    shifted = metrics.ssim_map(sr, slice_hu, WINDOW)[~mask].mean()
+    assert metrics.ssim(sr, slice_hu, WINDOW, ~mask) == pytest.approx(shifted)
+    assert shifted < 0.995  # 100 HU more are little where only the mean differs
     assert metrics.mae_hu(sr, slice_hu, ~mask) == pytest.approx(100 * 2 / 3, rel=1e-5)
 
 

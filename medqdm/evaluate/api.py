@@ -17,7 +17,7 @@ from medqdm.evaluate.methods import Model
 from medqdm.evaluate.regions import RoiFolder
 from medqdm.evaluate.report import write_report
 from medqdm.evaluate.rows import Row, parse_rows
-from medqdm.evaluate.run import evaluate, open_pairs
+from medqdm.evaluate.run import describe_data, evaluate, open_pairs
 from medqdm.evaluate.samplers import Comparison, check_row, compare
 from medqdm.evaluate.samplers import Track as TrackBlocks
 from medqdm.evaluate.samplers_report import MARKER, write_samplers
@@ -90,9 +90,7 @@ def evaluate_weights(  # noqa: PLR0913  (all by keyword but two)
         enhancer, track(pairs, total), others=[*means, *others], rois=rois, lpips=lpips
     )
     about = {
-        "degradation": enhancer.task.test_degradation.model_dump(mode="json"),
-        "seed": seed,
-        "limit": limit,
+        **describe_data(enhancer.task, data, limit=limit, seed=seed),
         **describe_against(others),
     }
     write_report(found, out, about=about, overwrite=overwrite)
@@ -214,10 +212,6 @@ def compare_samplers(  # noqa: PLR0913  (all by keyword but two)
         check_row(row, own, plain)
     blocks = open_blocks(plain, data, limit=limit, seed=seed)
     found = compare(open_row, rows, blocks, announce=announce, track=track)
-    about = {
-        "degradation": plain.test_degradation.model_dump(mode="json"),
-        "seed": seed,
-        "limit": limit,
-    }
+    about = describe_data(plain, data, limit=limit, seed=seed)
     write_samplers(found, out, about=about, overwrite=overwrite)
     return found

@@ -49,6 +49,14 @@ class Disc:
         y, x = np.ogrid[: shape[0], : shape[1]]
         return np.hypot(y - self.y, x - self.x)
 
+    def core(self, shape: tuple[int, int]) -> Mask:
+        """``(y, x)`` pixels where its contrast is read, five in the middle at the least."""
+        return self.distance(shape) <= max(1.0, CORE_SHARE * self.radius_px)
+
+    def core_coverage(self, shape: tuple[int, int]) -> float:
+        """Share of its core that the disc covers; below 1 where pixels are coarse for it."""
+        return float(self.coverage(shape)[self.core(shape)].mean())
+
     def coverage(self, shape: tuple[int, int]) -> Image:
         """``(y, x)`` share of each pixel that the disc covers."""
         reach = int(np.ceil(self.radius_px)) + 1
@@ -88,10 +96,10 @@ def recovered_contrast(difference_hu: Image, disc: Disc, upscale: int) -> float:
     """
     height, width = difference_hu.shape
     distance = disc.distance((height, width))
-    core = distance <= max(1.0, CORE_SHARE * disc.radius_px)
+    core = disc.core((height, width))
     near, far = (disc.radius_px + k * upscale for k in RING_LR_PX)
     ring = (distance >= near) & (distance <= far)
-    inserted = disc.contrast_hu * disc.coverage((height, width))[core].mean()
+    inserted = disc.contrast_hu * disc.core_coverage((height, width))
     found = difference_hu[core].mean(dtype=np.float64) - difference_hu[ring].mean(dtype=np.float64)
     return float(found / inserted)
 

@@ -136,6 +136,7 @@ class Recovery:
         diameter_mm: of the disc.
         recovered: share of its contrast; 1: all, 0: nothing, below 0: the other sign.
         noise_hu: of areas of its size in the same output, see ``area_noise_hu``.
+        coverage: share of the disc's core that it covers, and so of its contrast in the truth.
     """
 
     patient: str
@@ -146,6 +147,7 @@ class Recovery:
     diameter_mm: float
     recovered: float
     noise_hu: float
+    coverage: float = 1.0
 
     @property
     def kind(self) -> Kind:
@@ -160,7 +162,7 @@ class Recovery:
     @property
     def visibility(self) -> float:
         """Contrast of the right sign over the noise of areas of its size."""
-        contrast = self.recovered * abs(self.contrast_hu)
+        contrast = self.recovered * self.coverage * abs(self.contrast_hu)
         return contrast / self.noise_hu if self.noise_hu else math.copysign(math.inf, contrast)
 
 
@@ -272,6 +274,7 @@ def measure_lesions(
         if not case.discs:
             continue
         upscale = case.hr_hu.shape[1] // case.lr_hu.shape[1]
+        shape = (case.hr_hu.shape[0], case.hr_hu.shape[1])
         pictures = {"truth with discs": case.hr_hu}
         differences = {}
         for method in methods:
@@ -296,6 +299,7 @@ def measure_lesions(
                     diameter_mm=disc.diameter_mm,
                     recovered=recovered_contrast(difference, disc, upscale),
                     noise_hu=noise_hu[disc.diameter_mm],
+                    coverage=disc.core_coverage(shape),
                 )
                 for k, disc in enumerate(case.discs)
             )

@@ -57,6 +57,15 @@ def open_pairs(
     return iterate_pairs(task, data, limit=limit, seed=seed), min(count, limit or count)
 
 
+def describe_data(task: Task, data: Path, *, limit: int | None, seed: int) -> dict[str, Any]:
+    """How the pairs of ``open_pairs`` were degraded, for reports; same arguments."""
+    degradation: dict[str, Any] = task.test_degradation.model_dump(mode="json")
+    if is_prepared(data):
+        manifest = read_manifest(data, task)
+        degradation, seed = manifest["degradation"], manifest["seed"]
+    return {"degradation": degradation, "seed": seed, "limit": limit}
+
+
 def evaluate(
     enhancer: Enhancer,
     pairs: Iterable[Pair],

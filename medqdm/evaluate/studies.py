@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
-from medqdm.config import Task
+from medqdm.config import Task, override
 from medqdm.data import Pair, find_patients, is_prepared
 from medqdm.enhancer import Enhancer
 from medqdm.errors import MedQDMError
@@ -16,7 +16,7 @@ from medqdm.evaluate.evaluation import Evaluation
 from medqdm.evaluate.knob import CountedModel, row_name
 from medqdm.evaluate.lesions import Case, Lesions
 from medqdm.evaluate.methods import BASELINES, Interpolation, Model
-from medqdm.evaluate.run import describe, measure, open_pairs
+from medqdm.evaluate.run import describe, describe_data, measure, open_pairs
 from medqdm.io.whole import check_folder
 from medqdm.loading import ModelOptions, load_enhancer
 
@@ -114,7 +114,8 @@ def study_lesions(
         settings=describe(enhancer),
         default=row_name(default),
     )
-    lesions_report.write_lesions(found, study.out, **study.writing(task))
+    used = override(task, lesions.CANCELLING_NOISE)
+    lesions_report.write_lesions(found, study.out, **study.writing(used))
     return found
 
 
@@ -185,10 +186,6 @@ class _Study:
     def writing(self, task: Task) -> dict[str, Any]:
         """How its report is written."""
         return {
-            "about": {
-                "degradation": task.test_degradation.model_dump(mode="json"),
-                "seed": self.seed,
-                "limit": self.limit,
-            },
+            "about": describe_data(task, self.data, limit=self.limit, seed=self.seed),
             "overwrite": self.overwrite,
         }

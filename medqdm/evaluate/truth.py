@@ -131,7 +131,7 @@ class Truth:
                 continue
             values = {
                 "psnr_db": metrics.psnr_db(sr_hu, hr_hu, self.window, mask),
-                "ssim": float((similarity if mask is None else similarity[mask]).mean()),
+                "ssim": metrics.mean_ssim(similarity, mask),
                 **self._errors(sr_hu, mask, deviation_hu),
             }
             if region == WHOLE:

@@ -96,7 +96,7 @@ class Clock(pl.Callback):
         batch_idx: int,  # noqa: ARG002
     ) -> None:
         """Count the loss, and stop at the end of the budget."""
-        self._loss_sum += float(outputs["loss"])
+        self._loss_sum += float(outputs["loss"]) * trainer.accumulate_grad_batches
         self._losses += 1
         self._stop_if_spent(trainer)
 

@@ -32,12 +32,21 @@ def test_bootstrap_interval_has_the_width_that_theory_gives_and_repeats() -> Non
     assert found == interval(values)
 
 
-def test_bootstrap_of_five_patients_stays_within_their_values() -> None:
-    found = interval([1.0, 2.0, 3.0, 4.0, 100.0])
+def test_bootstrap_of_twenty_patients_stays_within_their_values() -> None:
+    found = interval([*(float(k) for k in range(1, 20)), 100.0])
     assert found.kind == "bootstrap"
     assert found.low is not None
     assert found.high is not None
-    assert 1 < found.low < 22 < found.high < 100
+    assert 1 < found.low < 14.5 < found.high < 100
+
+
+@pytest.mark.parametrize("patients", [3, 6, 12, 25])
+def test_an_interval_holds_the_mean_as_often_as_it_says(patients: int) -> None:
+    random = np.random.default_rng(0)
+    drawn = [interval(random.normal(0, 1, patients).tolist()) for _ in range(300)]
+    assert all(found.low is not None and found.high is not None for found in drawn)
+    held = np.mean([found.low < 0 < found.high for found in drawn])  # type: ignore[operator]
+    assert held > 0.91
 
 
 def scored(values: dict[str, dict[str, list[float]]]) -> Evaluation:

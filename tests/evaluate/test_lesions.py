@@ -272,6 +272,15 @@ def test_noise_of_an_area_falls_with_its_size() -> None:
         assert area_noise_hu(noise, places, radius_px, 4) == pytest.approx(expected, rel=0.05)
 
 
+def test_a_disc_of_coarse_pixels_is_as_visible_as_its_pixels_show() -> None:
+    small = Recovery("p", 0, 0, "bicubic", 20.0, 2.0, 0.5, 2.0, 0.7)
+    assert small.visibility == pytest.approx(0.5 * 20 * 0.7 / 2)
+    assert Disc(40, 40, 1 / 0.859, 20.0, 2.0).core_coverage((80, 80)) == pytest.approx(
+        0.70, abs=0.02
+    )
+    assert Disc(40, 40, 2 / 0.664, 20.0, 4.0).core_coverage((80, 80)) == 1
+
+
 def test_the_report_has_a_table_for_each_method(found: Lesions, tmp_path: Path) -> None:
     write_lesions(found, tmp_path / "out", about={"seed": 0})
     files = ["discs.png", "lesions.json", "lesions.md", "lesions.png"]

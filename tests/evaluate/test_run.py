@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from medqdm import checkpoint, metrics
 from medqdm.build import build_autoencoder, build_qdm
-from medqdm.config import load_task
+from medqdm.config import load_task, override
 from medqdm.data import Pair, prepare
 from medqdm.enhancer import Enhancer
 from medqdm.errors import MedQDMError
@@ -30,6 +30,7 @@ from medqdm.evaluate import (
     upsample_lanczos,
     write_report,
 )
+from medqdm.evaluate.run import describe_data
 from medqdm.jobs import EnhancedSlice
 from medqdm.models.perceptual import PerceptualDistance
 from medqdm.picture import upsample_bicubic
@@ -413,6 +414,18 @@ def test_volumes_and_the_set_made_of_them_give_the_same_pairs(
     for a, b in zip(fresh, kept, strict=True):
         assert (a["lr_hu"] == b["lr_hu"]).all()
         assert a["slice"] == b["slice"]
+
+
+def test_a_prepared_set_says_how_it_was_degraded(volumes: Path, tmp_path: Path) -> None:
+    clean = override(TASK, ["test_degradation=clean"])
+    prepare(clean, volumes, tmp_path / "set", seed=7)
+    about = describe_data(TASK, tmp_path / "set", limit=2, seed=0)
+    assert about["degradation"] == clean.test_degradation.model_dump(mode="json")
+    assert about["degradation"] != TASK.test_degradation.model_dump(mode="json")
+    assert (about["seed"], about["limit"]) == (7, 2)
+    about = describe_data(TASK, volumes, limit=None, seed=3)
+    assert about["degradation"] == TASK.test_degradation.model_dump(mode="json")
+    assert about["seed"] == 3
 
 
 @pytest.mark.parametrize("limit", [1, 2, 5])

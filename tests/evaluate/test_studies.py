@@ -162,6 +162,7 @@ def test_lesions_are_looked_for_at_each_threshold(command: Command, tmp_path: Pa
     results = read(tmp_path / "out" / "lesions.json")
     assert {row["method"] for row in results["rows"]} == {"bicubic", "s = 0", "s = 0.15"}
     assert results["default"] == "s = 0.15"
+    assert results["data"]["degradation"]["gaussian_probability"] == 1  # as it was done
     bicubic = [row["recovered"] for row in results["rows"] if row["method"] == "bicubic"]
     assert np.mean(bicubic) > 0.2
 
