@@ -144,8 +144,9 @@ def _explanation() -> Iterator[str]:
         "over all discs, the others' over those that bicubic shows. Erased: less than "
         f"{_percent(lesions.ERASED_SHARE)} of what bicubic recovers. Visibility is the contrast "
         "over the method's own noise of areas of that size: a method that smooths noise and discs "
-        "alike keeps visibility and erases all the same. Nobody has looked at these discs; a table "
-        "of them is no reader study."
+        "alike keeps visibility and erases all the same. The noise is read close to the disc, "
+        "where smoothed noise hardly differs, so compare visibility within a method. Nobody has "
+        "looked at these discs; a table of them is no reader study."
     )
 
 
