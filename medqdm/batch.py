@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from medqdm import io
+from medqdm.cells import as_text
 from medqdm.enhance import Track, check_output, enhance_volume
 from medqdm.enhancer import Enhancer
 from medqdm.errors import MedQDMError
@@ -220,4 +221,4 @@ def _write_summary(rows: Sequence[Row], out: Path) -> None:
     ):
         writer = csv.DictWriter(file, names)
         writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
+        writer.writerows({k: as_text(v) for k, v in asdict(row).items()} for row in rows)

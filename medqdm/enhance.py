@@ -88,8 +88,8 @@ def enhance_volume(  # noqa: PLR0913  (all by keyword but three)
         identity=identity,
         facts={"batch_size": enhancer.batch_size},
         file_format=file_format,
-        # deviations are float16 until the end, their map float32
-        bytes_beside=(2 if enhancer.draws > 1 else 0) + (4 if parametric_map else 0),
+        bytes_beside=2 if enhancer.draws > 1 else 0,  # deviations, float16
+        bytes_at_end=4 if parametric_map else 0,  # float32
         resume=resume,
         overwrite=overwrite,
     ) as output:

@@ -38,7 +38,7 @@ class TileBatches:
         """Enhance the tiles of all jobs in batches; the jobs, in order, when their last is done.
 
         Args:
-            jobs: slices of one shape.
+            jobs: slices of one shape, with as many draws and as one ``mean``.
             precision: of the networks.
             tiles_before: tiles of the first job to leave out; it is never done then.
 
@@ -87,7 +87,8 @@ class TileBatches:
                     def white() -> Tensor:
                         return torch.stack([tile.white for tile in group])
 
-                    maps = self._show(group[0].job, drawn.latents, lr, z_lr, drawn.refined, white)
+                    mean = group[0].job.mean
+                    maps = self._show(drawn.latents, lr, z_lr, drawn.refined, white, mean=mean)
                 return maps.cpu(), drawn.refined.cpu()
         except RuntimeError as error:
             if not _is_out_of_memory(error):
@@ -107,12 +108,13 @@ class TileBatches:
 
     def _show(
         self,
-        job: SliceJob,
         latents: Sequence[Tensor],
         lr: Tensor,
         z_lr: Tensor,
         refined: Tensor,
         white: Callable[[], Tensor],
+        *,
+        mean: bool,
     ) -> Tensor:
         """(b, 1, h, w) the picture; with several draws (b, 2, h, w): their deviation too."""
         sr, deviation_hu = self._engine.show(
@@ -121,7 +123,7 @@ class TileBatches:
             z_lr=z_lr,
             refined=refined,
             white=lambda: white().to(self._device),
-            mean=job.mean,
+            mean=mean,
         )
         return sr if deviation_hu is None else torch.cat([sr, deviation_hu], dim=1)
 
@@ -136,7 +138,9 @@ class TileBatches:
                 latents = [z[None].to(self._device) for z in job.latents]
                 assert job.z_lr is not None  # its tiles were cut out of it
                 z_lr, refined = job.z_lr[None], job.refined[None].to(self._device)
-                maps = self._show(job, latents, lr, z_lr, refined, lambda: job.white[None])[0].cpu()
+                maps = self._show(
+                    latents, lr, z_lr, refined, lambda: job.white[None], mean=job.mean
+                )[0].cpu()
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise

@@ -334,6 +334,26 @@ def test_overflow_of_bf16_is_done_again_in_fp32(enhancer, monkeypatch, tmp_path)
     np.testing.assert_allclose(io.read(tmp_path / "out").hu[1], 900, atol=0.51)
 
 
+def test_a_slice_that_is_done_again_keeps_its_mean(enhancer, monkeypatch) -> None:
+    asked = []
+
+    def show(_latents: object, lr: torch.Tensor, *, mean: bool, **_options: object):
+        asked.append((torch.is_autocast_enabled("cpu"), mean))
+        sr = enhancer.engine.upsample(lr)
+        broken = torch.is_autocast_enabled("cpu")
+        return (torch.full_like(sr, float("nan")) if broken else sr), torch.zeros_like(sr)
+
+    monkeypatch.setattr(enhancer.engine, "show", show)
+    enhancer.asked_precision, enhancer.draws, enhancer.mean = "bf16", 2, True
+    volume = Volume.from_spacing(np.zeros((1, 16, 24), dtype=np.float32), (2, 0.7, 0.7))
+    enhancer.prepare(volume)
+    asked.clear()
+    list(enhancer.slices(volume))
+    assert (True, True) in asked
+    assert (False, True) in asked
+    assert all(mean for _, mean in asked)
+
+
 def test_nan_in_fp32_is_refused(enhancer: Enhancer, monkeypatch, tmp_path) -> None:
     real = enhancer.engine.decode
     monkeypatch.setattr(enhancer.engine, "decode", lambda *latents: real(*latents) * float("nan"))

@@ -665,6 +665,7 @@ def test_deviations_and_their_map_need_room_too(quick, volume, tmp_path, monkeyp
         with pytest.raises(MedQDMError, match="the disk must have"):
             begin(free - 1, **options)
         assert not list(tmp_path.glob("*out*"))
+    begin(8 * pixels, parametric_map=True)
     begin(4 * pixels)
 
 

@@ -163,6 +163,7 @@ def read_manifest(path: Path, task: Task) -> Manifest:
     try:
         manifest: Manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         found = (manifest["upscale"], manifest["window"], len(manifest["slices"]))
+        _ = manifest["degradation"], manifest["seed"]  # for reports, at the end of the work
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise MedQDMError(
             f"{path}: must be a folder written by medqdm prepare, got {type(error).__name__} on "

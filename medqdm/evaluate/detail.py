@@ -173,7 +173,7 @@ def calibration_lines(evaluation: Evaluation) -> Iterator[str]:
     yield (
         "Root mean squares in HU of a method's errors and of the deviations that it gave with "
         "them; if draws vary as the truth does, they are equal. Within: share of pixels whose error"
-        " is at most two deviations; 95 % were it normal and the draws very many, 91 % of 8 draws. "
+        " is at most two deviations; of an ideal model 91 % (if 8 draws tell all of it) to 95 %. "
         "A tissue of the truth is where it turned "
         "out to be that, bone brighter than the input foretold; whether the deviation can be taken "
         "at its word is seen where the output shows a tissue, and range by range. Slices weigh by "

@@ -19,7 +19,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 UNITS_ARE_PATIENTS = (
     "Values are means over a patient's slices, then over patients, who are the independent "
     "units. In brackets: 95 % intervals over patients, by bootstrap (percentiles) with "
-    f"{MIN_BOOTSTRAP} patients or more, by Student's t, wide with few, below; one "
+    f"{MIN_BOOTSTRAP} patients or more, by Student's t with fewer, wide if they are few; one "
     "patient alone has none."
 )
 

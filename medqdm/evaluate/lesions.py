@@ -147,7 +147,7 @@ class Recovery:
     diameter_mm: float
     recovered: float
     noise_hu: float
-    coverage: float = 1.0
+    coverage: float
 
     @property
     def kind(self) -> Kind:

@@ -59,11 +59,12 @@ def open_pairs(
 
 def describe_data(task: Task, data: Path, *, limit: int | None, seed: int) -> dict[str, Any]:
     """How the pairs of ``open_pairs`` were degraded, for reports; same arguments."""
-    degradation: dict[str, Any] = task.test_degradation.model_dump(mode="json")
+    about = {"seed": seed, "limit": limit}
     if is_prepared(data):
         manifest = read_manifest(data, task)
-        degradation, seed = manifest["degradation"], manifest["seed"]
-    return {"degradation": degradation, "seed": seed, "limit": limit}
+        own = {"degradation": manifest["degradation"], "degradation_seed": manifest["seed"]}
+        return own | about
+    return {"degradation": task.test_degradation.model_dump(mode="json"), **about}
 
 
 def evaluate(

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from medqdm import metrics, picture
 from medqdm.evaluate.document import plain_json, table
-from medqdm.evaluate.intervals import Interval, interval
+from medqdm.evaluate.intervals import MIN_BOOTSTRAP, Interval, interval
 from medqdm.evaluate.rows import REFERENCE
 from medqdm.evaluate.samplers import AS_GOOD_DB, CHEAP_SHARE, Comparison, Measured, Trial
 from medqdm.io.whole import whole_folder
@@ -168,7 +168,7 @@ def _all_rows(found: Comparison) -> list[str]:
 def _explanation() -> Iterator[str]:
     yield (
         "Means over a patient's slices, then over patients; in brackets 95 % intervals over "
-        "patients (Student's t below 5 of them, wide and rough). All rows see the same slices, one "
+        f"patients (Student's t below {MIN_BOOTSTRAP} of them). All rows see the same slices, one "
         "degradation a patient and the same seed."
     )
     yield ""

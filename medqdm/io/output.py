@@ -147,6 +147,7 @@ def open_output(  # noqa: PLR0913  (all by keyword but three)
     facts: Mapping[str, Any],
     file_format: str = "dicom",
     bytes_beside: int = 0,
+    bytes_at_end: int = 0,
     resume: bool = False,
     overwrite: bool = False,
 ) -> Iterator[Output]:
@@ -160,6 +161,7 @@ def open_output(  # noqa: PLR0913  (all by keyword but three)
         facts: what a resumed run takes over from the one that began, for JSON.
         file_format: one of ``FORMATS``.
         bytes_beside: what is kept beside each output pixel, for the look at the disk's free space.
+        bytes_at_end: what comes for each of them at the end, likewise.
         resume: go on where an interrupted run stopped, and keep what is done if this one is.
         overwrite: whether an earlier output may be replaced, whole and at the end.
 
@@ -178,10 +180,11 @@ def open_output(  # noqa: PLR0913  (all by keyword but three)
         marker=RUN_FILE,
     ) as unfinished:
         z, height, width = source.shape
-        missing = z - len(unfinished.notes)
-        word = 2 if settings.transfer_syntax == "explicit" else 0  # compressed: who knows
-        px_bytes = word + bytes_beside
-        check_room(folder, missing * height * width * settings.upscale**2 * px_bytes)
+        is_plain = settings.transfer_syntax == "explicit"
+        missing_bytes = (2 if is_plain else 0) + bytes_beside  # how far words shrink nobody knows
+        px_bytes = (z - len(unfinished.notes)) * missing_bytes + z * bytes_at_end
+        instead = ", or a compressed --transfer-syntax" if is_plain else ""
+        check_room(folder, height * width * settings.upscale**2 * px_bytes, instead=instead)
         yield Output(unfinished, source, settings, file_format)
 
 

@@ -245,12 +245,13 @@ def check_folder(path: Path, *, overwrite: bool, marker: str | None = None) -> N
         )
 
 
-def check_room(path: Path, num_bytes: int) -> None:
+def check_room(path: Path, num_bytes: int, *, instead: str = "") -> None:
     """Refuse to begin what the disk cannot hold.
 
     Args:
         path: the output to be; its nearest existing parent tells the disk.
         num_bytes: that will be written, at least.
+        instead: what else may help, for the message.
 
     Raises:
         MedQDMError: less is free.
@@ -260,7 +261,7 @@ def check_room(path: Path, num_bytes: int) -> None:
     if free < num_bytes:
         raise MedQDMError(
             f"{path}: the disk must have {num_bytes / 1e9:.1f} GB free, got {free / 1e9:.1f} GB; "
-            "free some space, choose another place or a compressed --transfer-syntax"
+            f"free some space or choose another place{instead}"
         )
 
 

@@ -7,9 +7,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from medqdm.cells import as_given, as_text
 from medqdm.errors import MedQDMError
-
-_FORMULA = ("=", "+", "-", "@")  # what a spreadsheet runs; an apostrophe before it makes it text
 
 
 def append_row(path: Path, columns: Sequence[str], cells: Sequence[object]) -> None:
@@ -72,7 +71,7 @@ def read_rows(path: Path, columns: Sequence[str]) -> tuple[list[list[str]], bool
             f"{path}: must be a CSV file of ratings, got {type(error).__name__} on reading it; "
             "check the path"
         ) from None
-    rows = [[_as_given(cell) for cell in row] for row in csv.reader(text.splitlines()) if row]
+    rows = [[as_given(cell) for cell in row] for row in csv.reader(text.splitlines()) if row]
     if not rows or rows[0] != list(columns):
         raise MedQDMError(
             f"{path}: must be a CSV file of ratings with the columns {', '.join(columns)}, got "
@@ -107,15 +106,5 @@ def mend(path: Path, columns: Sequence[str]) -> None:
 
 def _csv_line(cells: Sequence[object]) -> str:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow([_as_text(cell) for cell in cells])
+    csv.writer(text, lineterminator="\n").writerow([as_text(cell) for cell in cells])
     return text.getvalue()
-
-
-def _as_text(cell: object) -> object:
-    is_formula = isinstance(cell, str) and cell.lstrip("'").startswith(_FORMULA)
-    return f"'{cell}" if is_formula else cell
-
-
-def _as_given(cell: str) -> str:
-    is_text = cell.startswith("'") and cell.lstrip("'").startswith(_FORMULA)
-    return cell[1:] if is_text else cell

@@ -228,7 +228,7 @@ def test_what_is_erased_is_told_against_what_bicubic_shows(found: Lesions) -> No
 def made(values: dict[str, list[float]], noise_hu: float = 1.0, contrast: float = 10) -> Lesions:
     """Given recoveries of discs of 4 mm, a patient each."""
     rows = [
-        Recovery(f"p{k}", 0, 0, method, contrast, 4.0, v, noise_hu)
+        Recovery(f"p{k}", 0, 0, method, contrast, 4.0, v, noise_hu, 1.0)
         for method, numbers in values.items()
         for k, v in enumerate(numbers)
     ]

@@ -422,7 +422,7 @@ def test_a_prepared_set_says_how_it_was_degraded(volumes: Path, tmp_path: Path) 
     about = describe_data(TASK, tmp_path / "set", limit=2, seed=0)
     assert about["degradation"] == clean.test_degradation.model_dump(mode="json")
     assert about["degradation"] != TASK.test_degradation.model_dump(mode="json")
-    assert (about["seed"], about["limit"]) == (7, 2)
+    assert (about["degradation_seed"], about["seed"], about["limit"]) == (7, 0, 2)
     about = describe_data(TASK, volumes, limit=None, seed=3)
     assert about["degradation"] == TASK.test_degradation.model_dump(mode="json")
     assert about["seed"] == 3

@@ -162,10 +162,11 @@ class Time:
         monkeypatch.setattr("medqdm.training.clock.time.monotonic", lambda: self.now)
 
 
-def make_trainer(step: int = 0) -> Any:
+def make_trainer(step: int = 0, accumulate: int = 1) -> Any:
     factor = RateFactor(10, SimpleNamespace(warmup_steps=0, cosine=True))
     return SimpleNamespace(
         should_stop=False,
+        accumulate_grad_batches=accumulate,
         global_step=step,
         is_global_zero=True,
         callback_metrics={"validation/psnr": 30.0, "train/loss": 1.0},
@@ -206,6 +207,22 @@ def test_the_clock_counts_training_alone_and_through_a_resume(
     time.now += 15
     resumed.on_train_batch_end(trainer, module, {"loss": torch.tensor(1.0)}, None, 0)
     assert trainer.should_stop
+
+
+def test_the_curve_has_the_whole_loss_of_batches_that_are_gathered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning hands on each batch's share of the step's loss."""
+    Time(monkeypatch)
+    clock, trainer = Clock(1.0, tmp_path / "curve.csv"), make_trainer(accumulate=2)
+    module = SimpleNamespace()
+    clock.on_fit_start(trainer, module)
+    clock.on_train_start(trainer, module)
+    for share in (1.0, 2.0):
+        clock.on_train_batch_end(trainer, module, {"loss": torch.tensor(share)}, None, 0)
+    clock.on_validation_start(trainer, module)
+    clock.on_validation_end(trainer, module)
+    assert clock.rows[0]["loss"] == 3
 
 
 def test_the_curve_behind_a_checkpoint_comes_anew(tmp_path: Path) -> None:
@@ -294,7 +311,8 @@ def documented() -> dict[str, list[str]]:
 
 def test_every_documented_setting_is_one() -> None:
     commands = documented()
-    assert {"edsr-sr4", "edsr-parameters", "qdm", "resshift", "dense", "published"} <= set(commands)
+    stages = {f"{name}-sr4" for name in ("qdm", "resshift", "dense", "published")}
+    assert {"edsr-sr4", "edsr-wide-sr4", *stages} <= set(commands)
     for out, settings in commands.items():
         network = out.partition("-")[0]
         if network in {"edsr", "resshift"}:
@@ -303,7 +321,7 @@ def test_every_documented_setting_is_one() -> None:
             load_task("sr4-t", settings)
 
 
-@pytest.mark.parametrize("name", ["dense", "published"])
+@pytest.mark.parametrize("name", ["dense-sr4", "published-sr4"])
 def test_documented_variants_of_the_model_train_and_enhance(
     name: str, unet_task: Task, data: Path, weights: Path, tmp_path: Path
 ) -> None:
@@ -317,5 +335,5 @@ def test_documented_variants_of_the_model_train_and_enhance(
     done = Enhancer(made, device="cpu", precision="fp32").enhance_slice(
         np.linspace(-900, 900, 256, dtype=np.float32).reshape(16, 16)
     )
-    assert done.refined.all() == (name == "dense")
+    assert done.refined.all() == (name == "dense-sr4")
     assert np.isfinite(done.hu).all()
