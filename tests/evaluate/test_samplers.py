@@ -33,7 +33,8 @@ from medqdm.evaluate import (
 )
 from medqdm.evaluate.run import describe
 from medqdm.evaluate.samplers import score
-from medqdm.evaluate.samplers_report import markdown, plot
+from medqdm.evaluate.samplers_plot import plot
+from medqdm.evaluate.samplers_report import markdown
 from medqdm.picture import upsample_bicubic
 from medqdm.volume import Volume
 from medqdm.window import Window
