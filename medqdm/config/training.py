@@ -44,10 +44,11 @@ class DiffusionTraining(Section):
     image_weight: NonNegativeFloat = 0.0
     """Weight of the decoded prediction's error in [-1, 1]; above 0 the decoder is trained too,
     so that it meets predicted latents, while the encoder and thus the latents stay."""
-    image_loss: Literal["l1", "l2"] = "l1"
+    image_loss: Literal["l1", "l2", "log"] = "l1"
     """Error of the decoded prediction: absolute, whose best guess is a median and therefore too low
     for thin bone, or squared, whose best guess is the mean. Squared errors are small numbers:
-    about 15 times the weight pulls as much."""
+    about 15 times the weight pulls as much. log: the logarithm of each sample's squared error, so
+    that noisy samples do not outweigh the others; the mean decibel is what it counts."""
     first_step_share: Probability = 0.0
     """Share of the samples at the first step, T - 1, all by itself what one-step sampling takes;
     the others draw their step evenly."""
@@ -82,7 +83,7 @@ class DistillationTraining(Section):
     """Weight of the distance to the true latent."""
     image_weight: NonNegativeFloat = 0.0
     """Weight of the decoded prediction's error in [-1, 1]; above 0 trains the decoder too."""
-    image_loss: Literal["l1", "l2"] = "l1"
+    image_loss: Literal["l1", "l2", "log"] = "l1"
     """As in ``diffusion``."""
 
 

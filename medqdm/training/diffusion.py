@@ -22,6 +22,10 @@ from medqdm.training.optimizer import check_finite, make_optimizer
 # Share of the samples of a batch that see the task's s, and s = 0; the rest draws s up to 2 s.
 TASK_THRESHOLD_SHARE, ZERO_THRESHOLD_SHARE = 0.7, 0.15
 
+# Squared error below which the logarithm of it is about the error itself: 36 dB of [-1, 1]. A crop
+# of air would count most without it.
+LOG_FLOOR = 1e-3
+
 
 class SamplingModule(pl.LightningModule):
     """What training and distilling share: losses in pixels, validation by sampling.
@@ -59,8 +63,13 @@ class SamplingModule(pl.LightningModule):
             return image[..., rows, x // pixels : (x + side) // pixels]
 
         image = self.engine.decode(crop(z_0, compression), crop(lr, self.task.upscale))
-        is_l2 = self.settings.image_loss == "l2"
-        return (functional.mse_loss if is_l2 else functional.l1_loss)(image, crop(hr, 1))
+        truth = crop(hr, 1)
+        if self.settings.image_loss == "l1":
+            return functional.l1_loss(image, truth)
+        squared = ((image - truth) ** 2).mean(dim=(1, 2, 3))
+        if self.settings.image_loss == "log":
+            squared = torch.log1p(squared / LOG_FLOOR)
+        return squared.mean()
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """PSNR, SSIM and HU error of whole slices, sampled in masked mode, beside bicubic."""

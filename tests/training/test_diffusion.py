@@ -1,5 +1,6 @@
 """Stage two: Eq. 6 and 7, and the thresholds that it trains with."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -288,19 +289,39 @@ def test_an_image_loss_trains_the_decoder_too(kind: tuple[str, ...]) -> None:
     assert {id(p) for p in autoencoder.decoder.parameters()} <= held
 
 
-@pytest.mark.parametrize(("kind", "expected"), [("l1", 0.5), ("l2", 0.25)])
-def test_the_image_loss_is_absolute_or_squared(
-    monkeypatch: pytest.MonkeyPatch, kind: str, expected: float
-) -> None:
+def image_loss_of_differences(
+    monkeypatch: pytest.MonkeyPatch, kind: str, differences: list[float]
+) -> float:
+    """The image loss of a batch whose samples are off by a constant each."""
     module = make("training.diffusion.image_weight=1", f"training.diffusion.image_loss={kind}")
     monkeypatch.setattr(
         module.engine, "decode", lambda _z, lr: lr.repeat_interleave(4, 2).repeat_interleave(4, 3)
     )
-    lr = torch.zeros(1, 1, 16, 16)
-    assert (
-        module.image_loss(torch.zeros(1, 3, 16, 16), lr, torch.full((1, 1, 64, 64), 0.5))
-        == expected
-    )
+    count = len(differences)
+    hr = torch.tensor(differences)[:, None, None, None].expand(count, 1, 64, 64)
+    lr = torch.zeros(count, 1, 16, 16)
+    return module.image_loss(torch.zeros(count, 3, 16, 16), lr, hr).item()
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("l1", 0.5), ("l2", 0.25)])
+def test_the_image_loss_is_absolute_or_squared(
+    monkeypatch: pytest.MonkeyPatch, kind: str, expected: float
+) -> None:
+    assert image_loss_of_differences(monkeypatch, kind, [0.5]) == expected
+
+
+def test_the_logarithm_of_the_image_loss_counts_decibels_of_each_sample(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def loss(*differences: float) -> float:
+        return image_loss_of_differences(monkeypatch, "log", list(differences))
+
+    # twice the error is 6 dB more, wherever it is
+    assert loss(1.0) - loss(0.5) == pytest.approx(math.log(4), rel=0.01)
+    assert loss(0.5, 0.5) == pytest.approx(loss(0.5))
+    assert loss(0.5, 1.0) == pytest.approx((loss(0.5) + loss(1.0)) / 2)
+    # far below the floor it is the squared error itself
+    assert loss(0.002) / loss(0.001) == pytest.approx(4, rel=0.01)
 
 
 def test_the_image_loss_compares_the_same_place(monkeypatch: pytest.MonkeyPatch) -> None:
