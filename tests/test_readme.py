@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from medqdm import cli
+from medqdm.config import load_task
 from medqdm.loading import bundled_weights
 
 ROOT = Path(__file__).parent.parent
@@ -27,10 +28,19 @@ def test_every_command_is_in_the_readme() -> None:
     assert named == commands
 
 
-def test_every_linked_file_is_there() -> None:
-    for link in re.findall(r"\]\(([^)#]+)", README):
+DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_every_linked_file_is_there(path: Path) -> None:
+    for link in re.findall(r"\]\(([^)#]+)", path.read_text(encoding="utf-8")):
         if not link.startswith("http"):
-            assert (ROOT / link).exists(), link
+            assert (path.parent / link).exists(), link
+
+
+@pytest.mark.parametrize("path", [*ROOT.glob("docs/training/*/*.yaml")], ids=lambda p: p.stem)
+def test_every_task_that_trained_loads(path: Path) -> None:
+    assert load_task(path).upscale == int(re.findall(r"sr(\d)", path.as_posix())[-1])
 
 
 @pytest.mark.parametrize("task", ["sr4", "sr8"])

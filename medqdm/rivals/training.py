@@ -85,7 +85,7 @@ def rival_task(network: str, task: str | Path, settings: Sequence[str] = ()) -> 
 
     Args:
         network: ``edsr`` or ``resshift``.
-        task: see ``load_task``.
+        task: see ``load_task``; a rival's own, of the same network, keeps its sizes.
         settings: ``key=value`` changes, those of the network under ``rival``.
 
     Raises:
@@ -93,7 +93,9 @@ def rival_task(network: str, task: str | Path, settings: Sequence[str] = ()) -> 
     """
     if network not in SECTIONS:
         raise MedQDMError(f"no rival '{network}': expected one of {', '.join(SECTIONS)}")
-    rivalled = load_task(task).model_copy(update={"rival": SECTIONS[network]})
+    rivalled = load_task(task)
+    if not isinstance(rivalled.rival, type(SECTIONS[network])):  # a rival's own task keeps it
+        rivalled = rivalled.model_copy(update={"rival": SECTIONS[network]})
     fixed = _UNET_ALONE if network == "resshift" else ()  # whatever the settings say
     return override(rivalled, [*settings, *fixed])
 

@@ -12,7 +12,14 @@ import torch
 from safetensors.torch import load_file
 
 from medqdm import checkpoint
-from medqdm.config import QuadtreeSection, Task, load_task, override
+from medqdm.config import (
+    EDSRSection,
+    QuadtreeSection,
+    ResShiftSection,
+    Task,
+    load_task,
+    override,
+)
 from medqdm.enhancer import Enhancer
 from medqdm.errors import MedQDMError
 from medqdm.rivals import open_any, rival_task, train_rival
@@ -319,6 +326,13 @@ def test_every_documented_setting_is_one() -> None:
             rival_task(network, "sr4-t", settings)
         else:
             load_task("sr4-t", settings)
+
+
+def test_a_rival_s_own_task_keeps_its_network() -> None:
+    trained = Path(__file__).parents[2] / "docs" / "training" / "rivals" / "edsr-wide-sr4.yaml"
+    assert rival_task("edsr", trained).rival == EDSRSection(width=128, blocks=23)
+    assert rival_task("edsr", trained, ["rival.blocks=2"]).rival == EDSRSection(width=128, blocks=2)
+    assert isinstance(rival_task("resshift", trained).rival, ResShiftSection)
 
 
 @pytest.mark.parametrize("name", ["dense-sr4", "published-sr4"])

@@ -303,11 +303,11 @@ def image_loss_of_differences(
     return module.image_loss(torch.zeros(count, 3, 16, 16), lr, hr).item()
 
 
-@pytest.mark.parametrize(("kind", "expected"), [("l1", 0.5), ("l2", 0.25)])
+@pytest.mark.parametrize(("kind", "expected"), [("l1", 0.75), ("l2", 0.625)])
 def test_the_image_loss_is_absolute_or_squared(
     monkeypatch: pytest.MonkeyPatch, kind: str, expected: float
 ) -> None:
-    assert image_loss_of_differences(monkeypatch, kind, [0.5]) == expected
+    assert image_loss_of_differences(monkeypatch, kind, [0.5, 1.0]) == expected
 
 
 def test_the_logarithm_of_the_image_loss_counts_decibels_of_each_sample(
@@ -322,6 +322,7 @@ def test_the_logarithm_of_the_image_loss_counts_decibels_of_each_sample(
     assert loss(0.5, 1.0) == pytest.approx((loss(0.5) + loss(1.0)) / 2)
     # far below the floor it is the squared error itself
     assert loss(0.002) / loss(0.001) == pytest.approx(4, rel=0.01)
+    assert loss(10**-1.5) == pytest.approx(math.log(2))  # the floor, 36 dB of a range of 2
 
 
 def test_the_image_loss_compares_the_same_place(monkeypatch: pytest.MonkeyPatch) -> None:
