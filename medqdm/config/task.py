@@ -28,6 +28,8 @@ _PACKAGED = (
 )  # in a wheel; a checkout has configs/ beside medqdm/
 CONFIGS = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[2] / "configs"
 
+SSIM_SIDE_PX = 11  # of the Gaussian of training's ssim_weight
+
 
 class WindowSection(Section):
     """The HU range the networks see."""
@@ -117,6 +119,12 @@ class Task(Section):
         ):
             if size % unit:
                 raise ValueError(f"{key} must be a multiple of {unit}, got {size}")
+        terms = (self.training.diffusion.ssim_weight, self.training.distillation.ssim_weight)
+        if any(terms) and self.training.autoencoder.crop_px < SSIM_SIDE_PX:
+            raise ValueError(
+                f"training.autoencoder.crop_px must be at least {SSIM_SIDE_PX} for ssim_weight, "
+                f"got {self.training.autoencoder.crop_px}"
+            )
         for channels in () if self.autoencoder.light else self.autoencoder.channels:
             if channels % self.autoencoder.norm_groups:
                 raise ValueError(

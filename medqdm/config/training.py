@@ -2,7 +2,14 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from medqdm.config.fields import Precision, Probability, Section
 
@@ -27,7 +34,33 @@ class AutoencoderTraining(Section):
     KL-VAE gives it back; the light decoder, which sees the LR image anyway, aims at HR."""
 
 
-class DiffusionTraining(Section):
+class ImageLoss(Section):
+    """What a decoded prediction is held to, in stage two and in distilling."""
+
+    image_weight: NonNegativeFloat = 0.0
+    """Weight of the decoded prediction's error in [-1, 1]; above 0 the decoder is trained too,
+    so that it meets predicted latents, while the encoder and thus the latents stay."""
+    image_loss: Literal["l1", "l2", "log"] = "l1"
+    """Error of the decoded prediction: absolute, whose best guess is a median and therefore too low
+    for thin bone, or squared, whose best guess is the mean. Squared errors are small numbers:
+    about 15 times the weight pulls as much. log: ``log(1 + m / 0.001)`` of each sample's squared
+    error m, so that noisy samples do not outweigh the others; up to some 33 dB it counts decibels,
+    above it levels off. A weight of 1 pulls about as much as 200 (30 dB) to 330 (33 dB) of l2."""
+    gradient_weight: NonNegativeFloat = 0.0
+    """Weight, within that error, of the absolute error of differences between neighbouring pixels
+    along x and y."""
+    ssim_weight: NonNegativeFloat = 0.0
+    """Weight, within that error, of 1 - SSIM (Wang et al. 2004: Gaussian weights, sigma 1.5)."""
+
+    @model_validator(mode="after")
+    def _terms_have_a_weight(self) -> "ImageLoss":
+        for name in ("gradient_weight", "ssim_weight"):
+            if getattr(self, name) > 0 and self.image_weight == 0:
+                raise ValueError(f"{name} is a part of the image loss, whose image_weight is 0")
+        return self
+
+
+class DiffusionTraining(ImageLoss):
     """Stage two."""
 
     steps: NonNegativeInt = 50_000
@@ -41,15 +74,6 @@ class DiffusionTraining(Section):
     """lambda_1 of Eq. 6."""
     perceptual_weight: NonNegativeFloat = 0.0
     """lambda_3 of Eq. 7; needs the extra ``perceptual``."""
-    image_weight: NonNegativeFloat = 0.0
-    """Weight of the decoded prediction's error in [-1, 1]; above 0 the decoder is trained too,
-    so that it meets predicted latents, while the encoder and thus the latents stay."""
-    image_loss: Literal["l1", "l2", "log"] = "l1"
-    """Error of the decoded prediction: absolute, whose best guess is a median and therefore too low
-    for thin bone, or squared, whose best guess is the mean. Squared errors are small numbers:
-    about 15 times the weight pulls as much. log: ``log(1 + m / 0.001)`` of each sample's squared
-    error m, so that noisy samples do not outweigh the others; up to some 33 dB it counts decibels,
-    above it levels off. A weight of 1 pulls about as much as 200 (30 dB) to 330 (33 dB) of l2."""
     first_step_share: Probability = 0.0
     """Share of the samples at the first step, T - 1, all by itself what one-step sampling takes;
     the others draw their step evenly."""
@@ -68,7 +92,7 @@ class DiffusionTraining(Section):
     """mixed: mostly the task's s, some s = 0, some random s. none: s = 0 always, as published."""
 
 
-class DistillationTraining(Section):
+class DistillationTraining(ImageLoss):
     """``medqdm distill``: a student of the sampler, for few steps."""
 
     steps: NonNegativeInt = 3000
@@ -82,10 +106,6 @@ class DistillationTraining(Section):
     """Weight of the distance to what the teacher's deterministic sampler ends at."""
     truth_weight: NonNegativeFloat = 1.0
     """Weight of the distance to the true latent."""
-    image_weight: NonNegativeFloat = 0.0
-    """Weight of the decoded prediction's error in [-1, 1]; above 0 trains the decoder too."""
-    image_loss: Literal["l1", "l2", "log"] = "l1"
-    """As in ``diffusion``."""
 
 
 class RegionTraining(Section):

@@ -7,6 +7,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from jaxtyping import Float, Int
+from monai.losses import SSIMLoss
 from torch import Tensor
 from torch.nn import functional
 
@@ -41,6 +42,7 @@ class SamplingModule(pl.LightningModule):
         super().__init__()
         self.task = task
         self.engine = engine
+        self._dissimilarity = SSIMLoss(spatial_dims=2, data_range=2.0)
 
     def freeze(self, settings: DiffusionTraining | DistillationTraining) -> None:
         """Let only the QDM learn and, with an image loss, the decoder."""
@@ -49,7 +51,10 @@ class SamplingModule(pl.LightningModule):
             self.engine.autoencoder.decoder.requires_grad_(True)
 
     def image_loss(self, z_0: Tensor, lr: Tensor, hr: Tensor) -> Tensor:
-        """Error of the decoded prediction, in a random crop of the decoder's crop size."""
+        """Error of the decoded prediction, in a random crop of the decoder's crop size.
+
+        The terms of gradients and SSIM are part of it.
+        """
         compression = self.task.autoencoder.compression
         side = min(self.task.training.autoencoder.crop_px, *hr.shape[-2:])
         unit = math.lcm(compression, self.task.upscale)
@@ -64,12 +69,15 @@ class SamplingModule(pl.LightningModule):
 
         image = self.engine.decode(crop(z_0, compression), crop(lr, self.task.upscale))
         truth = crop(hr, 1)
-        if self.settings.image_loss == "l1":
-            return functional.l1_loss(image, truth)
-        squared = ((image - truth) ** 2).mean(dim=(1, 2, 3))
-        if self.settings.image_loss == "log":
-            squared = torch.log1p(squared / LOG_FLOOR)
-        return squared.mean()
+        loss = pixel_error(image, truth, self.settings.image_loss)
+        if self.settings.gradient_weight > 0:
+            loss = loss + self.settings.gradient_weight * gradient_error(image, truth)
+        if self.settings.ssim_weight > 0:
+            with torch.autocast(image.device.type, enabled=False):  # variances of bf16 are noise
+                # 0 at the window's lower end, as in metrics.ssim
+                dissimilarity = self._dissimilarity(image.float() + 1, truth.float() + 1)
+            loss = loss + self.settings.ssim_weight * dissimilarity
+        return loss
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """PSNR, SSIM and HU error of whole slices, sampled in masked mode, beside bicubic."""
@@ -102,6 +110,24 @@ class SamplingModule(pl.LightningModule):
             self.settings.steps,
             self.task.training,
         )
+
+
+def pixel_error(
+    image: Float[Tensor, "b 1 h w"], truth: Float[Tensor, "b 1 h w"], kind: str
+) -> Tensor:
+    """Mean error of images in [-1, 1]: ``training.diffusion.image_loss``."""
+    if kind == "l1":
+        return functional.l1_loss(image, truth)
+    squared = ((image - truth) ** 2).mean(dim=(1, 2, 3))
+    if kind == "log":
+        squared = torch.log1p(squared / LOG_FLOOR)
+    return squared.mean()
+
+
+def gradient_error(image: Float[Tensor, "b 1 h w"], truth: Float[Tensor, "b 1 h w"]) -> Tensor:
+    """Mean absolute error of the differences between neighbours along y and along x, their mean."""
+    error = image - truth
+    return (error.diff(dim=-2).abs().mean() + error.diff(dim=-1).abs().mean()) / 2
 
 
 def log_scores(

@@ -8,12 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from medqdm import metrics
 from medqdm.build import build_autoencoder, build_qdm
 from medqdm.config import load_task
 from medqdm.engine import Engine
 from medqdm.errors import MedQDMError
-from medqdm.training.diffusion import DiffusionModule
+from medqdm.training.diffusion import DiffusionModule, gradient_error
 from medqdm.training.distillation import DistillationModule
+from medqdm.window import Window
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -323,6 +325,45 @@ def test_the_logarithm_of_the_image_loss_counts_decibels_of_each_sample(
     # far below the floor it is the squared error itself
     assert loss(0.002) / loss(0.001) == pytest.approx(4, rel=0.01)
     assert loss(10**-1.5) == pytest.approx(math.log(2))  # the floor, 36 dB of a range of 2
+
+
+def test_the_gradient_term_sees_steps_and_no_offset() -> None:
+    y, x = torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="ij")
+    truth = torch.zeros(2, 1, 8, 8)
+    assert gradient_error(truth + 0.5, truth) == 0
+    assert gradient_error((0.1 * x).expand(2, 1, 8, 8), truth).item() == pytest.approx(0.05)
+    plane = (0.1 * y - 0.3 * x).expand(2, 1, 8, 8)
+    assert gradient_error(plane, truth).item() == pytest.approx(0.2)
+
+
+def test_terms_of_the_image_loss_add_by_their_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    hr = torch.rand(2, 1, 64, 64, generator=generator) * 1.6 - 0.8
+    shown = hr + 0.2 * torch.randn(hr.shape, generator=generator)
+    shown = shown.clamp(-1, 1).bfloat16().float()
+
+    def loss(*settings: str) -> float:
+        module = make("training.diffusion.image_weight=1", *settings)
+        monkeypatch.setattr(module.engine, "decode", lambda _z, _lr: shown)
+        with torch.autocast("cpu", torch.bfloat16):  # as in training
+            value = module.image_loss(torch.zeros(2, 3, 16, 16), torch.zeros(2, 1, 16, 16), hr)
+        return value.item()
+
+    plain, window = loss(), Window(0, 2000)
+    gradient = loss("training.diffusion.gradient_weight=3") - plain
+    assert gradient == pytest.approx(3 * gradient_error(shown, hr).item(), rel=1e-4)
+    similarity = [metrics.ssim(1000 * a[0].numpy(), 1000 * b[0].numpy(), window)
+                  for a, b in zip(shown, hr, strict=True)]  # fmt: skip
+    dissimilarity = loss("training.diffusion.ssim_weight=2") - plain
+    assert dissimilarity == pytest.approx(2 * (1 - sum(similarity) / 2), abs=1e-3)
+
+
+def test_terms_of_the_image_loss_need_one() -> None:
+    with pytest.raises(MedQDMError, match="ssim_weight is a part of the image loss, whose image_w"):
+        make("training.diffusion.ssim_weight=1")
+    with pytest.raises(MedQDMError, match="crop_px must be at least 11 for ssim_weight, got 8"):
+        make("training.diffusion.image_weight=1", "training.diffusion.ssim_weight=1",
+             "training.autoencoder.crop_px=8")  # fmt: skip
 
 
 def test_the_image_loss_compares_the_same_place(monkeypatch: pytest.MonkeyPatch) -> None:
