@@ -12,6 +12,7 @@ from medqdm.config.networks import (
 )
 from medqdm.config.task import (
     CONFIGS,
+    SSIM_SIDE_PX,
     Task,
     WindowSection,
     load_task,
@@ -24,6 +25,7 @@ from medqdm.config.training import DiffusionTraining, DistillationTraining, Trai
 __all__ = [
     "CONFIGS",
     "DEGRADATIONS",
+    "SSIM_SIDE_PX",
     "AutoencoderSection",
     "DegradationSection",
     "DiffusionSection",

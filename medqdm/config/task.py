@@ -1,6 +1,7 @@
 """A task: all sections, read from YAML, carried by the weights."""
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -28,7 +29,7 @@ _PACKAGED = (
 )  # in a wheel; a checkout has configs/ beside medqdm/
 CONFIGS = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[2] / "configs"
 
-SSIM_SIDE_PX = 11  # of the Gaussian of training's ssim_weight
+SSIM_SIDE_PX = 11  # of the Gaussian that training's ssim_weight looks through
 
 
 class WindowSection(Section):
@@ -120,10 +121,12 @@ class Task(Section):
             if size % unit:
                 raise ValueError(f"{key} must be a multiple of {unit}, got {size}")
         terms = (self.training.diffusion.ssim_weight, self.training.distillation.ssim_weight)
-        if any(terms) and self.training.autoencoder.crop_px < SSIM_SIDE_PX:
+        unit = math.lcm(self.autoencoder.compression, self.upscale)
+        least = unit * math.ceil(SSIM_SIDE_PX / unit)
+        if any(terms) and self.training.autoencoder.crop_px < least:
             raise ValueError(
-                f"training.autoencoder.crop_px must be at least {SSIM_SIDE_PX} for ssim_weight, "
-                f"got {self.training.autoencoder.crop_px}"
+                f"training.autoencoder.crop_px must be at least {least} for ssim_weight, got "
+                f"{self.training.autoencoder.crop_px}"
             )
         for channels in () if self.autoencoder.light else self.autoencoder.channels:
             if channels % self.autoencoder.norm_groups:

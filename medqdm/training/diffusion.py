@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from medqdm import metrics
-from medqdm.config import DiffusionTraining, DistillationTraining, Task
+from medqdm.config import SSIM_SIDE_PX, DiffusionTraining, DistillationTraining, Task
 from medqdm.diffusion.policies import spread
 from medqdm.engine import Engine
 from medqdm.models.modulations import Modulations
@@ -42,7 +42,7 @@ class SamplingModule(pl.LightningModule):
         super().__init__()
         self.task = task
         self.engine = engine
-        self._dissimilarity = SSIMLoss(spatial_dims=2, data_range=2.0)
+        self._dissimilarity = SSIMLoss(spatial_dims=2, data_range=2.0, win_size=SSIM_SIDE_PX)
 
     def freeze(self, settings: DiffusionTraining | DistillationTraining) -> None:
         """Let only the QDM learn and, with an image loss, the decoder."""
@@ -56,8 +56,8 @@ class SamplingModule(pl.LightningModule):
         The terms of gradients and SSIM are part of it.
         """
         compression = self.task.autoencoder.compression
-        side = min(self.task.training.autoencoder.crop_px, *hr.shape[-2:])
         unit = math.lcm(compression, self.task.upscale)
+        side = min(self.task.training.autoencoder.crop_px, *hr.shape[-2:]) // unit * unit
         y, x = (
             unit * int(torch.randint((length - side) // unit + 1, ())) for length in hr.shape[-2:]
         )

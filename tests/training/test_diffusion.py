@@ -340,7 +340,7 @@ def test_terms_of_the_image_loss_add_by_their_weights(monkeypatch: pytest.Monkey
     generator = torch.Generator().manual_seed(0)
     hr = torch.rand(2, 1, 64, 64, generator=generator) * 1.6 - 0.8
     shown = hr + 0.2 * torch.randn(hr.shape, generator=generator)
-    shown = shown.clamp(-1, 1).bfloat16().float()
+    shown = shown.clamp(-1, 1)
 
     def loss(*settings: str) -> float:
         module = make("training.diffusion.image_weight=1", *settings)
@@ -355,15 +355,28 @@ def test_terms_of_the_image_loss_add_by_their_weights(monkeypatch: pytest.Monkey
     similarity = [metrics.ssim(1000 * a[0].numpy(), 1000 * b[0].numpy(), window)
                   for a, b in zip(shown, hr, strict=True)]  # fmt: skip
     dissimilarity = loss("training.diffusion.ssim_weight=2") - plain
-    assert dissimilarity == pytest.approx(2 * (1 - sum(similarity) / 2), abs=1e-3)
+    assert dissimilarity == pytest.approx(2 * (1 - sum(similarity) / 2), abs=1e-5)
 
 
-def test_terms_of_the_image_loss_need_one() -> None:
-    with pytest.raises(MedQDMError, match="ssim_weight is a part of the image loss, whose image_w"):
-        make("training.diffusion.ssim_weight=1")
-    with pytest.raises(MedQDMError, match="crop_px must be at least 11 for ssim_weight, got 8"):
-        make("training.diffusion.image_weight=1", "training.diffusion.ssim_weight=1",
-             "training.autoencoder.crop_px=8")  # fmt: skip
+@pytest.mark.parametrize("name", ["gradient_weight", "ssim_weight"])
+@pytest.mark.parametrize("section", ["diffusion", "distillation"])
+def test_terms_of_the_image_loss_need_one(section: str, name: str) -> None:
+    with pytest.raises(MedQDMError, match=f"{name} must be 0 without image_weight, got 1; set it"):
+        make(f"training.{section}.{name}=1")
+
+
+@pytest.mark.parametrize("section", ["diffusion", "distillation"])
+def test_ssim_needs_a_crop_it_fits_in(section: str) -> None:
+    settings = [f"training.{section}.{name}_weight=1" for name in ("image", "ssim")]
+    make(*settings, "training.autoencoder.crop_px=12")
+    with pytest.raises(MedQDMError, match="crop_px must be at least 12 for ssim_weight, got 8"):
+        make(*settings, "training.autoencoder.crop_px=8")
+
+
+def test_a_crop_of_the_image_loss_is_of_whole_latents() -> None:
+    settings = [f"training.diffusion.{name}_weight=1" for name in ("image", "ssim")]
+    module = make(*settings, "training.autoencoder.crop_px=15")
+    assert module.training_step(make_batch(), 0).isfinite()
 
 
 def test_the_image_loss_compares_the_same_place(monkeypatch: pytest.MonkeyPatch) -> None:
