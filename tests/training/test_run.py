@@ -422,10 +422,10 @@ def test_harmless_messages_alone_are_kept_back(caplog: pytest.LogCaptureFixture)
 
 MORE = (
     "training.distillation={steps: 4, batch_size: 2, student_steps: 4, image_weight: 1}",
-    "training.distillation.ssim_weight=1",
     "training.regions={steps: 4, batch_size: 2}",
     "training.spread={steps: 4, batch_size: 2}",
     "diffusion.sampling_steps=null",
+    "training.distillation.ssim_weight=1",
 )
 
 
