@@ -75,7 +75,7 @@ class SamplingModule(pl.LightningModule):
         if self.settings.ssim_weight > 0:
             with torch.autocast(image.device.type, enabled=False):  # variances of bf16 are noise
                 # 0 at the window's lower end, as in metrics.ssim
-                dissimilarity = self._dissimilarity(image.float() + 1, truth.float() + 1)
+                dissimilarity = self._dissimilarity(image + 1, truth + 1)
             loss = loss + self.settings.ssim_weight * dissimilarity
         return loss
 
