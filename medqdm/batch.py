@@ -50,7 +50,7 @@ class Row:
     left_out: int | None = None
     seconds_per_slice: float | None = None
     share_refined: float | None = None
-    mean_shift_hu: float | None = None
+    flat_shift_hu: float | None = None
     lr_consistency_hu: float | None = None
     clipped_voxels: int | None = None
     warnings: int | None = None
@@ -154,7 +154,7 @@ def enhance_all(  # noqa: PLR0913  (all by keyword but three)
         )
         row.status = DONE[1] if done.finished is not None else DONE[0]
         numbers = done.numbers()
-        for name in ("seconds_per_slice", "share_refined", "mean_shift_hu", "lr_consistency_hu",
+        for name in ("seconds_per_slice", "share_refined", "flat_shift_hu", "lr_consistency_hu",
                      "clipped_voxels"):  # fmt: skip
             setattr(row, name, numbers[name])
         row.warnings = len(done.warnings)

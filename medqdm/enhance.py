@@ -119,7 +119,7 @@ def _enhance_into(output: io.Output, enhancer: Enhancer, volume: Volume, track: 
 
     def measure(done: EnhancedSlice) -> tuple[EnhancedSlice, dict[str, Any], NDArray[Any]]:
         lr_hu = volume.hu[done.z]
-        summary.add(done, lr_hu)
+        summary.add(done, lr_hu, None if volume.padding is None else volume.padding[done.z])
         note = {"summary": asdict(summary), "redone": done.z in enhancer.redone}
         return done, note, tally_slice(lr_hu, done.hu, done.refined, done.deviation_hu)
 

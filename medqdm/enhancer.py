@@ -197,9 +197,12 @@ class Enhancer:
             return
         first, tiles_before = self._first_of_batch(volume, start)
         indices = range(max(0, first - 1), len(positions))  # a neighbour before, for ``steady``
-        with closing(prefetch((volume.hu[z] for z in indices), SLICES_AHEAD)) as images:
+        masks = volume.padding
+        pairs = ((volume.hu[z], None if masks is None else masks[z]) for z in indices)
+        with closing(prefetch(pairs, SLICES_AHEAD)) as images:
             jobs: Iterator[SliceJob] = (
-                self._job(z, hu, positions[z]) for z, hu in zip(indices, images, strict=True)
+                self._job(z, hu, positions[z], padding)
+                for z, (hu, padding) in zip(indices, images, strict=True)
             )
             if self.task.diffusion.sampler.steady != "none":
                 jobs = steadied(jobs, self.task.diffusion.sampler.steady)
@@ -220,7 +223,8 @@ class Enhancer:
         """Enhance one slice, as if it had no neighbours.
 
         Values outside the window pass by the network:
-        ``out = denormalize(sr) + upsample(hu - clip(hu))``.
+        ``out = denormalize(sr) + upsample(hu - clip(hu))``. Flat regions then get the input's mean
+        back (``diffusion.conservation``).
 
         Args:
             hu: ``(y, x)`` in HU, any size.
@@ -232,9 +236,15 @@ class Enhancer:
         (job,) = self._run([self._job(z, hu, position_mm)])
         return job.finish()
 
-    def _job(self, z: int, hu: NDArray[np.float32], position_mm: float) -> SliceJob:
+    def _job(
+        self,
+        z: int,
+        hu: NDArray[np.float32],
+        position_mm: float,
+        padding: NDArray[np.bool_] | None = None,
+    ) -> SliceJob:
         seeds = range(self.seed, self.seed + self.draws)
-        return SliceJob(self.task, seeds, z, hu, position_mm, mean=self.mean)
+        return SliceJob(self.task, seeds, z, hu, position_mm, mean=self.mean, padding=padding)
 
     def estimate_seconds(self, volume: Volume) -> float:
         """Rough time for a volume, from the speed on its middle (see ``prepare``)."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from medqdm.config import Task
+from medqdm.diffusion.conservation import conserve
 from medqdm.diffusion.consistency import back_project
 from medqdm.diffusion.noise import SliceNoise
 from medqdm.diffusion.quadtree import steady
@@ -67,12 +68,14 @@ class SliceJob:
         position_mm: float,
         *,
         mean: bool = False,
+        padding: NDArray[np.bool_] | None = None,
     ) -> None:
         began = time.monotonic()
         self.z = z
         self.is_finite = True
         self.mean = mean
         self._task, self._seeds, self._hu, self._position_mm = task, seeds, hu, position_mm
+        self._padding = padding
         normal = torch.from_numpy(task.hu_window.normalize(hu))
         self.lr = _pad_to_multiple(normal, task.lr_multiple)
         height, width = self.lr.shape
@@ -107,7 +110,7 @@ class SliceJob:
     def afresh(self) -> "SliceJob":
         """The same slice with nothing done."""
         place = self.z, self._hu, self._position_mm
-        again = SliceJob(self._task, self._seeds, *place, mean=self.mean)
+        again = SliceJob(self._task, self._seeds, *place, mean=self.mean, padding=self._padding)
         again._settled = self._settled
         return again
 
@@ -215,6 +218,9 @@ class SliceJob:
             out += functional.interpolate(
                 outside[None, None], size=out.shape, mode="bilinear", align_corners=False
             )[0, 0]
+        if self._task.diffusion.conserve_hu:
+            padding = None if self._padding is None else torch.from_numpy(self._padding)[None, None]
+            out = conserve(out[None, None], torch.from_numpy(self._hu)[None, None], padding)[0, 0]
         refined = self._refined[: math.ceil(height / 2), : math.ceil(width / 2)]
         deviation = maps[1][area].numpy() if len(maps) > 1 else None
         seconds = self.seconds + time.monotonic() - began

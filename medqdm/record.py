@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from medqdm import metrics
+from medqdm.diffusion.conservation import largest_flat_shift
 from medqdm.enhancer import Enhancer
 from medqdm.jobs import EnhancedSlice
 from medqdm.version import __version__
@@ -21,7 +22,8 @@ class Summary:
     """What a run did, in numbers; grows with each slice.
 
     ``mean_shift_hu`` and ``lr_consistency_hu`` compare the output, reduced by area to the input's
-    grid, with the input. ``redone`` counts the slices that were not finite in bf16. ``finished``
+    grid, with the input. ``flat_shift`` is the largest shift of a flat area in HU and the area's
+    slice, row and column. ``redone`` counts the slices that were not finite in bf16. ``finished``
     holds the figures of an earlier run where there was nothing left to do.
     """
 
@@ -32,13 +34,25 @@ class Summary:
     shift_sum_hu: float = 0.0
     square_sum_hu: float = 0.0
     voxels: int = 0
+    flat_shift: tuple[float, int, int, int] | None = None
     clipped: int = 0
     redone: int = 0
     warnings: list[str] = field(default_factory=list)
-    finished: dict[str, float | int] | None = None
+    finished: dict[str, Any] | None = None
 
-    def add(self, done: EnhancedSlice, lr_hu: NDArray[np.float32]) -> None:
-        """Count one more slice."""
+    def add(
+        self,
+        done: EnhancedSlice,
+        lr_hu: NDArray[np.float32],
+        padding: NDArray[np.bool_] | None = None,
+    ) -> None:
+        """Count one more slice.
+
+        Args:
+            done: the output.
+            lr_hu: ``(y, x)`` input in HU.
+            padding: ``(y, x)`` where the input holds padding.
+        """
         difference = metrics.lr_difference_hu(done.hu, lr_hu)
         self.num_slices += 1
         self.seconds += done.seconds
@@ -47,8 +61,12 @@ class Summary:
         self.shift_sum_hu += float(difference.sum())
         self.square_sum_hu += float((difference**2).sum())
         self.voxels += difference.size
+        images = difference.astype(np.float32), lr_hu, *(() if padding is None else (padding,))
+        found = largest_flat_shift(*(torch.from_numpy(image)[None, None] for image in images))
+        if found and (self.flat_shift is None or abs(found.hu) > abs(self.flat_shift[0])):
+            self.flat_shift = (found.hu, done.z, found.y, found.x)
 
-    def numbers(self) -> dict[str, float | int]:
+    def numbers(self) -> dict[str, Any]:
         """The summary's figures under the names of run.json."""
         if self.finished is not None:
             return dict(self.finished)
@@ -59,7 +77,16 @@ class Summary:
             "mean_shift_hu": round(self.shift_sum_hu / max(1, self.voxels), 3),
             "lr_consistency_hu": round((self.square_sum_hu / max(1, self.voxels)) ** 0.5, 3),
             "clipped_voxels": self.clipped,
+            **self._flat_shift(),
         }
+
+    def _flat_shift(self) -> dict[str, Any]:
+        """The largest shift of a flat area, and the area's centre, counted from 1."""
+        if self.flat_shift is None:
+            return {"flat_shift_hu": None, "flat_shift_place": "no flat area"}
+        hu, z, y, x = self.flat_shift
+        place = f"slice {z + 1}, row {y + 1}, column {x + 1}"
+        return {"flat_shift_hu": round(hu, 1), "flat_shift_place": place}
 
     def count_redone(self, slices: int) -> None:
         """Note how many slices bf16 failed on, and warn if there are any."""
@@ -73,6 +100,7 @@ def describe(enhancer: Enhancer) -> str:
     task = enhancer.task
     sampler = task.diffusion.sampler
     consistency = ", drawn nearer to the input" if task.diffusion.consistency else ""
+    consistency += ", HU of flat regions conserved" if task.diffusion.conserve_hu else ""
     mean = f", mean of {enhancer.draws} draws" if enhancer.mean else ""
     has_noise = enhancer.engine.spread_of_draws is not None
     steps_taken = task.diffusion.told(mean=enhancer.mean, has_noise=has_noise)

@@ -73,7 +73,7 @@ def test_enhance_says_what_it_found_and_did(medqdm, weights: Path, ct_series, tm
     assert (code, err) == (0, "")
     assert "2 slices of 16 x 16" in out
     assert "on cpu, about" in out
-    assert "refined, mean shift" in out
+    assert "refined, largest shift of a flat area" in out
     assert "secret" not in out.lower()
     assert len(list((tmp_path / "out").glob("*.dcm"))) == 2
 

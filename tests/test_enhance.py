@@ -723,7 +723,23 @@ def test_summary_by_hand(enhancer: Enhancer) -> None:
     assert summary.numbers() == {
         "slices": 2, "seconds_per_slice": 3.0, "share_refined": 0.5, "mean_shift_hu": 1.0,
         "lr_consistency_hu": pytest.approx(5**0.5, abs=1e-3), "clipped_voxels": 0,
+        "flat_shift_hu": None, "flat_shift_place": "no flat area",
     }  # fmt: skip
+
+
+def test_the_headline_is_the_largest_shift_of_a_flat_area_and_its_place() -> None:
+    summary, refined = Summary(), np.zeros((16, 16), dtype=bool)
+    lr = np.full((32, 32), 40.0, dtype=np.float32)
+    hu = lr.repeat(2, axis=0).repeat(2, axis=1)
+    summary.add(EnhancedSlice(0, hu + 1, refined, 1.0), lr)
+    there = hu.copy()
+    there[8:40, 16:48] -= 12  # input rows 4 to 19, columns 8 to 23
+    there[:8] += 12  # the mean over the slice stays small
+    summary.add(EnhancedSlice(1, there, refined, 1.0), lr)
+    numbers = summary.numbers()
+    assert abs(numbers["mean_shift_hu"]) < 1
+    assert numbers["flat_shift_hu"] == -12
+    assert numbers["flat_shift_place"] == "slice 2, row 13, column 17"
 
 
 def test_bundled_weights() -> None:

@@ -147,13 +147,18 @@ def enhance(  # noqa: PLR0913, PLR0917  (one option each)
     console.print(
         f"{numbers['slices']} slices, {numbers['seconds_per_slice']:.2f} s a slice, "
         f"{100 * numbers['share_refined']:.1f} % refined, "
-        f"mean shift {numbers['mean_shift_hu']:+.2f} HU, "
+        f"largest shift of a flat area {_shift(numbers)}, "
         f"LR consistency {numbers['lr_consistency_hu']:.1f} HU rms, "
         f"{numbers['clipped_voxels']} voxels clipped",
         soft_wrap=True,
     )
     text = f"written to {out} (report.html tells what was done)"
     console.print(text, soft_wrap=True, markup=False)
+
+
+def _shift(numbers: dict[str, Any]) -> str:
+    hu, place = numbers["flat_shift_hu"], numbers["flat_shift_place"]
+    return f"none ({place})" if hu is None else f"{hu:+.1f} HU ({place})"
 
 
 def _enhance_many(

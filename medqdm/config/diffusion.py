@@ -134,6 +134,8 @@ class DiffusionSection(Section):
     consistency: NonNegativeInt = 0
     """Iterations of back-projection that draw the output, reduced, nearer to the input
     (``diffusion.consistency``); 0: none."""
+    conserve_hu: bool = True
+    """Flat regions keep the mean HU of the input (``diffusion.conservation``)."""
     published_masking: bool = False
     """True: one input scale for all pixels and the ancestral mean outside the refined regions, as
     published weights expect; False: both follow the mask."""

@@ -106,6 +106,7 @@ def _glance(content: ReportContent) -> str:
     slices, height, width = volume.shape
     factor = int(record["output"]["upscale"])
     (y, x), figures = volume.spacing_mm, record["summary"]
+    shift = figures["flat_shift_hu"]
     cards = [
         (f"x{factor}", "in plane", f"{width} x {height} to {width * factor} x {height * factor} "
          f"pixels of {x / factor:.3g} x {y / factor:.3g} mm, {slices} slices"),
@@ -113,7 +114,8 @@ def _glance(content: ReportContent) -> str:
          "there, cells of 2 x 2 input pixels"),
         (f"{figures['lr_consistency_hu']:.1f} HU", "LR consistency", "rms of the output, averaged "
          "to the input's pixels, minus the input"),
-        (f"{figures['mean_shift_hu']:+.2f} HU", "mean shift", "of all pixels; by tissue below"),
+        ("none" if shift is None else f"{shift:+.1f} HU", "largest shift of a flat area",
+         f"{figures['flat_shift_place']} of the input; the output's mean minus the input's"),
     ]  # fmt: skip
     inside = tallies["deviation"].sum(axis=0)[1]
     if inside.any():

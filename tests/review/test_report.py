@@ -37,7 +37,8 @@ RECORD = {
     },
     "input": {"kind": "dicom"},
     "output": {"format": "dicom", "upscale": UPSCALE, "overlays": ["overlays/segmentation.dcm"]},
-    "summary": {"share_refined": 0.25, "lr_consistency_hu": 8.2, "mean_shift_hu": -0.3,
+    "summary": {"share_refined": 0.25, "lr_consistency_hu": 8.2, "flat_shift_hu": -0.3,
+                "flat_shift_place": "slice 1, row 9, column 9",
                 "clipped_voxels": 3},
     "warnings": ["spacing <b>0.1</b> mm is odd"],
 }  # fmt: skip
