@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict, Unpack
 
+from medqdm.checkpoint import WEIGHTS_FOLDER
 from medqdm.config import Precision, load_task
 from medqdm.enhancer import Enhancer
 from medqdm.errors import MedQDMError
 from medqdm.sampling import settings_of
-
-WEIGHTS_FOLDER = Path(__file__).parent / "weights"
 
 
 def bundled_weights(name: str) -> Path:
