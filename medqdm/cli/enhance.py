@@ -46,7 +46,11 @@ def enhance(  # noqa: PLR0913, PLR0917  (one option each)
     ] = False,
     settings: Set = None,
     precision: Annotated[
-        Precision, typer.Option(help="auto: bf16 where it is fast and changes at most 2 HU.")
+        Precision,
+        typer.Option(
+            help="auto: bf16 where it is fast and, on a crop of the middle slice, changes 99.9 % "
+            "of the pixels by at most 15 HU; else fp32."
+        ),
     ] = Precision.auto,
     batch_size: Annotated[
         Optional[int],  # noqa: UP045
