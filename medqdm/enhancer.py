@@ -25,6 +25,8 @@ from medqdm.volume import ENHANCED_BEFORE, Volume
 
 TILES_PER_BATCH = {"cpu": 1, "cuda": 8}  # until a GPU's free memory is known
 MOST_TILES = 64  # beyond, a larger batch only costs memory
+LARGEST_BATCH = 1024  # that a caller may ask for: the slices of a batch are held in memory
+MOST_DRAWS = 256  # of a slice, which are held in memory
 MEMORY_SHARE = 0.6  # of what is free: other tiles hold more detail than the measured one
 BF16_TOLERANCE_HU = 15.0  # of the difference to fp32 that BF16_SHARE of the pixels stay within
 BF16_SHARE = 0.999
@@ -40,13 +42,15 @@ class Enhancer:
         device: see ``choose_device``.
         precision: ``fp32``, ``bf16``, or ``auto``: bf16 where the device multiplies it in hardware
             and on a crop of the middle slice 99.9 % of the pixels stay within 15 HU of fp32.
-        seed: of the noise; the noise of a slice depends on it and on the slice's place alone.
+        seed: of the noise, 0 to 2^63 - 1; a slice's noise depends on it and on the slice's place
+            alone.
         overrides: ``key=value`` settings of the task that the weights carry.
         batch_size: tiles that the network gets at once; None: one on a CPU, and on a GPU as many
-            as its free memory holds. Halved when memory runs out.
-        draws: samples per slice, with seed, seed + 1, ...: the first is the output, and from two
-            on their standard deviation is given with it. Where the task's one step is its best
-            guess (``diffusion.one_step``), the guess is the output, and draws take 4 steps.
+            as its free memory holds; 1024 at the most. Halved when memory runs out.
+        draws: samples per slice, 256 at the most, with seed, seed + 1, ...: the first is the
+            output, and from two on their standard deviation is given with it. Where the task's one
+            step is its best guess (``diffusion.one_step``), the guess is the output, and draws take
+            4 steps.
         mean: the output is the mean of the draws instead.
 
     Attributes:
@@ -74,12 +78,15 @@ class Enhancer:
         draws: int = 1,
         mean: bool = False,
     ) -> None:
-        if draws < 1:
-            raise MedQDMError(f"--uncertainty: must be 2 draws or more, got {draws}")
+        for option, value, low, high in (
+            ("--uncertainty", draws, 1, MOST_DRAWS),
+            ("--batch-size", 1 if batch_size is None else batch_size, 1, LARGEST_BATCH),
+            ("--seed", seed, 0, 2**63 - 1),
+        ):
+            if not low <= value <= high:
+                raise MedQDMError(f"{option}: must be {low} to {high}, got {value}; change it")
         if precision not in get_args(Precision):
             raise MedQDMError(f"--precision: must be auto, fp32 or bf16, got {precision!r}")
-        if batch_size is not None and batch_size < 1:
-            raise MedQDMError(f"--batch-size: must be 1 tile or more, got {batch_size}")
         opened = open_engine(weights, overrides) if isinstance(weights, Path) else weights
         engine, self.record, self.sha256 = opened
         self.task: Task = engine.task

@@ -408,8 +408,15 @@ def test_nan_in_fp32_is_refused(enhancer: Enhancer, monkeypatch, tmp_path) -> No
 def test_settings_that_cannot_be_are_refused(weights: Path) -> None:
     with pytest.raises(MedQDMError, match="--precision: must be auto, fp32 or bf16, got 'fp16'"):
         Enhancer(weights, device="cpu", precision="fp16")
-    with pytest.raises(MedQDMError, match="--batch-size: must be 1 tile or more, got 0"):
-        Enhancer(weights, device="cpu", batch_size=0)
+    for option, name, values in (
+        ("--batch-size: must be 1 to 1024", "batch_size", (0, 1025, 10**18)),
+        ("--uncertainty: must be 1 to 256", "draws", (0, 10**18)),
+        ("--seed: must be 0 to 9223372036854775807", "seed", (-1, 2**63)),
+    ):
+        for value in values:
+            with pytest.raises(MedQDMError, match=f"{option}, got {value}; change it"):
+                Enhancer(weights, device="cpu", **{name: value})
+    Enhancer(weights, device="cpu", seed=2**63 - 1).enhance_slice(np.zeros((16, 16), np.float32))
 
 
 def test_slices_are_archived_one_by_one(tmp_path) -> None:
@@ -723,8 +730,9 @@ def test_uncertainty_is_written_beside_the_series(weights: Path, ct_series, tmp_
     assert "mean of" not in files[0].DerivationDescription
     assert files[0].SeriesInstanceUID != files[1].SeriesInstanceUID
     for options, message in (
-        ({"uncertainty": 1}, "--uncertainty: must be 2 draws or more, got 1"),
-        ({"mean": 0}, "--mean: must be 2 draws or more, got 0"),
+        ({"uncertainty": 1}, "--uncertainty: must be 2 to 256 draws, got 1"),
+        ({"mean": 0}, "--mean: must be 2 to 256 draws, got 0"),
+        ({"uncertainty": 10**18}, "--uncertainty: must be 2 to 256 draws, got 1000000000000000000"),
         ({"mean": 3, "uncertainty": 4}, "--mean: must be as many draws as --uncertainty, 4, got 3"),
     ):
         with pytest.raises(MedQDMError, match=message):
