@@ -37,23 +37,23 @@ Range = Annotated[tuple[NonNegative, NonNegative], AfterValidator(require_rising
 Precision = Literal["auto", "fp32", "bf16"]
 Text = Annotated[str, Field(max_length=1000)]
 
-Pixels = Annotated[int, Field(ge=1, le=8192)]
+Pixels = Annotated[int, Field(gt=0, le=8192)]
 """Side of a slice or crop."""
-Channels = Annotated[int, Field(ge=1, le=8192)]
+Channels = Annotated[int, Field(gt=0, le=8192)]
 """Width of a layer."""
-Blocks = Annotated[int, Field(ge=1, le=256)]
+Blocks = Annotated[int, Field(gt=0, le=256)]
 """Residual blocks, one after the other."""
-BlocksEach = Annotated[int, Field(ge=1, le=16)]
+BlocksEach = Annotated[int, Field(gt=0, le=16)]
 """Residual blocks at each of several resolutions."""
-Layers = Annotated[int, Field(ge=1, le=64)]
+Layers = Annotated[int, Field(gt=0, le=64)]
 """Transformer layers."""
-Steps = Annotated[int, Field(ge=1, le=10_000)]
+Steps = Annotated[int, Field(gt=0, le=10_000)]
 """Steps of the diffusion."""
 Updates = Annotated[int, Field(ge=0, le=10**9)]
 """Steps of an optimiser."""
-Batch = Annotated[int, Field(ge=1, le=8192)]
+Batch = Annotated[int, Field(gt=0, le=8192)]
 """Samples at once."""
-Often = Annotated[int, Field(ge=1, le=10**9)]
+Often = Annotated[int, Field(gt=0, le=10**9)]
 """Optimiser steps from one time to the next."""
 
 
