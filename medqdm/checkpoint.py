@@ -20,8 +20,14 @@ from medqdm.models.regions import RegionHeads
 from medqdm.models.spread import Spread
 from medqdm.models.transformer import QDM
 
+WEIGHTS_FOLDER = Path(__file__).parent / "weights"  # of the weights that come with medqdm
+DIGESTS = "SHA256SUMS"  # their digests, in that folder, as sha256sum writes them
+
 FORMAT = "1"  # of the metadata and the names; a reader refuses any other
 _FORMAT_KEY = "medqdm_format"
+_DIGEST_KEY = "digest"  # older files have none
+_KEYS = {_FORMAT_KEY, _DIGEST_KEY, "task", "record"}
+_DTYPES = {torch.float16, torch.float32}
 _NOT_OF_THE_WEIGHTS = {"packing", "latent_scale"}  # settings of networks that others may change
 
 State = Mapping[str, Tensor]
@@ -161,6 +167,7 @@ def write_networks(
         "task": task.model_dump_json(),
         "record": json.dumps(dict(record)),
     }
+    metadata[_DIGEST_KEY] = _digest(tensors, metadata)
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -202,9 +209,17 @@ def load(path: Path) -> Checkpoint:
 def read_networks(path: Path) -> Stored:
     """Read a weights file of any kind.
 
+    Weights that come with medqdm must match their digest in the table beside them, and what a file
+    holds must match the digest that it was written with. Older files hold none.
+
     Raises:
-        MedQDMError: no such file, not a medqdm weights file, or damaged.
+        MedQDMError: no such file, not a medqdm weights file, damaged, or with numbers of another
+            type than float16 or float32.
     """
+    _require_file(path)
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    _check_bundled(path, sha256)
     tensors, metadata = read_tensors(path)
     version = metadata.get(_FORMAT_KEY)
     if version is None:
@@ -217,20 +232,65 @@ def read_networks(path: Path) -> Stored:
             f"{path.name}: format must be {FORMAT}, got {version}; "
             "use the medqdm version that wrote it"
         )
+    _check_tensors(tensors, metadata, where=path.name)
     try:
         settings, record = json.loads(metadata["task"]), json.loads(metadata["record"])
         if not (isinstance(settings, dict) and isinstance(record, dict)):
             raise TypeError("not a mapping")
-    except (KeyError, TypeError, json.JSONDecodeError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         raise _damaged(path.name) from None
     task = parse_task(settings, where=path.name)
     states: dict[str, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         network, _, rest = name.partition(".")
         states.setdefault(network, {})[rest] = value
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     return Stored(task, states, record, sha256)
+
+
+def _check_bundled(path: Path, sha256: str) -> None:
+    """Refuse a file that came with medqdm and has changed since."""
+    if path.parent.resolve() != WEIGHTS_FOLDER.resolve():
+        return
+    table = WEIGHTS_FOLDER / DIGESTS
+    lines = table.read_text(errors="replace").splitlines() if table.is_file() else []
+    known = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    if not known or known.get(path.name, sha256) != sha256:  # others may lie there too
+        raise MedQDMError(
+            f"{path.name}: bundled weights must have the SHA-256 in {DIGESTS}, "
+            f"{known.get(path.name, 'none')}, got {sha256}; the installed file is damaged: "
+            "install medqdm again"
+        )
+
+
+def _check_tensors(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, where: str
+) -> None:
+    """Refuse tensors and metadata that are not as they were written."""
+    dtypes = {value.dtype for value in tensors.values()}
+    if len(dtypes) > 1 or not dtypes <= _DTYPES:
+        found = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+        raise MedQDMError(
+            f"{where}: weights must all be float16 or all float32, got {found}; "
+            "fetch or make the file anew"
+        )
+    digest = metadata.get(_DIGEST_KEY)
+    if metadata.keys() - _KEYS or (digest is not None and digest != _digest(tensors, metadata)):
+        raise MedQDMError(
+            f"{where}: weights and settings must match the digest in the file, got others; "
+            "the file is damaged or was changed: fetch or make it anew"
+        )
+
+
+def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """SHA-256 over every tensor's name, type, shape and bytes, and over the other metadata."""
+    found = hashlib.sha256()
+    for key in sorted(metadata.keys() - {_DIGEST_KEY}):
+        found.update(json.dumps([key, metadata[key]]).encode())
+    for name in sorted(tensors):
+        value = tensors[name]
+        found.update(json.dumps([name, str(value.dtype), list(value.shape)]).encode())
+        found.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def check_fit(build: Build, task: Task, state: State, *, where: str) -> None:
@@ -291,13 +351,17 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         MedQDMError: no such file, or not a safetensors file.
     """
-    if not path.is_file():
-        raise MedQDMError(f"{path}: a weights file must exist, got none; check the path")
+    _require_file(path)
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError):
         raise _damaged(path.name) from None
+
+
+def _require_file(path: Path) -> None:
+    if not path.is_file():
+        raise MedQDMError(f"{path}: a weights file must exist, got none; check the path")
 
 
 def _damaged(where: str) -> MedQDMError:

@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict, Unpack
 
+from medqdm.checkpoint import WEIGHTS_FOLDER
 from medqdm.config import Precision, load_task
-from medqdm.enhancer import Enhancer
+from medqdm.enhancer import MOST_DRAWS, Enhancer
 from medqdm.errors import MedQDMError
 from medqdm.sampling import settings_of
-
-WEIGHTS_FOLDER = Path(__file__).parent / "weights"
 
 
 def bundled_weights(name: str) -> Path:
@@ -96,8 +95,8 @@ def load_enhancer(**options: Unpack[ModelOptions]) -> Enhancer:
 
 def _checked_draws(uncertainty: int | None, mean: int | None) -> int:
     for name, draws in (("uncertainty", uncertainty), ("mean", mean)):
-        if draws is not None and draws < 2:
-            raise MedQDMError(f"--{name}: must be 2 draws or more, got {draws}; ask for 8")
+        if draws is not None and not 2 <= draws <= MOST_DRAWS:
+            raise MedQDMError(f"--{name}: must be 2 to {MOST_DRAWS} draws, got {draws}; ask for 8")
     if uncertainty is not None and mean is not None and uncertainty != mean:
         raise MedQDMError(
             f"--mean: must be as many draws as --uncertainty, {uncertainty}, got {mean}; "

@@ -125,7 +125,7 @@ def run_record(
         "precision": {
             "asked": enhancer.asked_precision,
             "used": enhancer.precision,
-            "bf16_shift_hu": _rounded(enhancer.bf16_shift_hu),
+            "bf16_shift_q999_hu": _rounded(enhancer.bf16_shift_q999_hu),
             "slices_redone_in_fp32": summary.redone,
         },
         "batch_size": enhancer.batch_size,

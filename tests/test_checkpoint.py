@@ -1,7 +1,11 @@
 import json
 import os
 import pickle
+import random
+import shutil
 import stat
+import struct
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -9,8 +13,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from medqdm import checkpoint
 from medqdm.build import build_autoencoder, build_qdm
-from medqdm.checkpoint import load, save
+from medqdm.checkpoint import load, read_networks, save
 from medqdm.config import Task, load_task
 from medqdm.errors import MedQDMError
 
@@ -44,10 +49,11 @@ def saved(tmp_path, task, states):
 
 
 def rewrite(path: Path, *, tensors=None, metadata=None) -> None:
-    """Change what lies in a weights file."""
+    """Change what lies in a weights file, and leave its digest out, as older files do."""
 
     with safe_open(path, framework="pt") as file:
         old = file.metadata()
+    del old["digest"]
     save_file({**load_file(path), **(tensors or {})}, path, metadata={**old, **(metadata or {})})
 
 
@@ -183,7 +189,7 @@ def test_other_format_version_is_refused(saved):
 
 
 @pytest.mark.parametrize("key", ["task", "record"])
-@pytest.mark.parametrize("text", ["{", "5"])
+@pytest.mark.parametrize("text", ["{", "5", "[" * 100_000, "9" * 5000])
 def test_damaged_metadata_is_refused(saved, key, text):
     rewrite(saved, metadata={key: text})
     with pytest.raises(MedQDMError, match="damaged"):
@@ -217,3 +223,114 @@ def test_nan_weights_are_refused(saved):
     rewrite(saved, tensors={"autoencoder.quant.bias": bad})
     with pytest.raises(MedQDMError, match=r"autoencoder: weights must be finite, got NaN"):
         load(saved)
+
+
+def test_older_files_have_no_digest_and_load(saved, task):
+    rewrite(saved)
+    assert load(saved).task == task
+
+
+@pytest.fixture
+def small(tmp_path, task):
+    """A file small enough to change it everywhere: a linear map in the place of a network."""
+    path = tmp_path / "small.safetensors"
+    network = torch.nn.Linear(3, 2)
+    checkpoint.write_networks(
+        path, {"map": (lambda _task: torch.nn.Linear(3, 2), network.state_dict())},
+        task=task, record={"words": "caf\u00e9"}, dtype="float16",
+    )  # fmt: skip
+    return path
+
+
+def test_a_flipped_bit_is_found_wherever_it_is(small):
+    written = small.read_bytes()
+    task, states, record, _ = read_networks(small)
+    drawn = random.Random(0)
+    places = set(drawn.sample(range(8 * len(written)), 600)) | set(range(64))
+    places |= set(range(8 * len(written) - 8 * 16, 8 * len(written)))  # all of the numbers
+    for place in sorted(places):
+        flipped = bytearray(written)
+        flipped[place // 8] ^= 1 << place % 8
+        small.write_bytes(flipped)
+        with pytest.raises(MedQDMError, match=r"^small\.safetensors: [^\n]*$"):
+            read_networks(small)
+    small.write_bytes(written)
+    again = read_networks(small)
+    assert (again.task, again.record) == (task, record)
+    torch.testing.assert_close(again.states, states, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"metadata": {"task": load_task("tiny", ["window.center_hu=41"]).model_dump_json()}},
+        {"metadata": {"record": '{"steps": 4}'}},
+        {"tensors": {"autoencoder.quant.bias": torch.full((6,), 1e-3)}},
+        {"tensors": {"autoencoder.quant.bias": torch.zeros(2, 3)}},
+    ],
+)
+def test_what_was_changed_after_writing_is_refused(saved, change):
+    with safe_open(saved, framework="pt") as file:
+        metadata = {**file.metadata(), **change.get("metadata", {})}
+    save_file({**load_file(saved), **change.get("tensors", {})}, saved, metadata=metadata)
+    with pytest.raises(MedQDMError, match="must match the digest in the file"):
+        load(saved)
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.int8, torch.float64, torch.bfloat16, torch.complex64, torch.bool, torch.int64]
+)
+def test_other_types_of_numbers_are_refused_by_name(saved, dtype):
+    tensors = load_file(saved)
+    rewrite(saved, tensors={name: value.to(dtype) for name, value in tensors.items()})
+    name = str(dtype).removeprefix("torch.")
+    with pytest.raises(MedQDMError, match=rf"all be float16 or all float32, got {name};"):
+        load(saved)
+
+
+def test_mixed_types_of_numbers_are_refused(saved):
+    rewrite(saved, tensors={"autoencoder.quant.bias": torch.zeros(6, dtype=torch.float16)})
+    with pytest.raises(MedQDMError, match="got float16, float32;"):
+        load(saved)
+
+
+@pytest.mark.parametrize(
+    ("shape", "end"),
+    [([2**40], 4), ([2**31, 2**31, 2**31], 4), ([2**62], 2**64 - 1), ([1], 2**60), ([2**40, 0], 0)],
+)
+def test_a_header_that_claims_too_much_allocates_nothing(tmp_path, task, shape, end):
+    metadata = {"medqdm_format": "1", "task": task.model_dump_json(), "record": "{}"}
+    entry = {"dtype": "F32", "shape": shape, "data_offsets": [0, end]}
+    header = json.dumps({"__metadata__": metadata, "autoencoder.quant.bias": entry}).encode()
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(4 if end else 0))
+    tracemalloc.start()
+    with pytest.raises(MedQDMError, match=r"^w\.safetensors: "):
+        load(path)
+    assert tracemalloc.get_traced_memory()[1] < 50_000_000
+    tracemalloc.stop()
+    path.write_bytes(struct.pack("<Q", 2**60) + header)
+    with pytest.raises(MedQDMError, match="damaged"):
+        load(path)
+
+
+def test_bundled_weights_must_be_those_that_were_installed(tmp_path, saved, monkeypatch):
+    names = sorted(path.name for path in checkpoint.WEIGHTS_FOLDER.glob("*.safetensors"))
+    table = (checkpoint.WEIGHTS_FOLDER / checkpoint.DIGESTS).read_text().splitlines()
+    assert [line.split("  ")[1] for line in table] == names  # as sha256sum writes it
+    folder = tmp_path / "installed"
+    shutil.copytree(checkpoint.WEIGHTS_FOLDER, folder)
+    monkeypatch.setattr(checkpoint, "WEIGHTS_FOLDER", folder)
+    for name in names:
+        path = folder / name
+        assert read_networks(path).task.upscale == int(name[2])
+        data = bytearray(path.read_bytes())
+        data[-1000] ^= 1
+        path.write_bytes(data)
+        with pytest.raises(MedQDMError, match=rf"^{name}: .*is damaged: install medqdm again$"):
+            read_networks(path)
+    shutil.copy(saved, folder / "mine.safetensors")
+    assert load(folder / "mine.safetensors").qdm is not None
+    (folder / checkpoint.DIGESTS).unlink()
+    with pytest.raises(MedQDMError, match="install medqdm again"):
+        read_networks(folder / names[0])

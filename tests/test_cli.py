@@ -207,3 +207,39 @@ def test_usage_errors_come_from_the_parser() -> None:
     result = CliRunner().invoke(cli.app, ["enhance"])
     assert result.exit_code == 2
     assert "Missing argument" in result.output
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        *(("enhance", f"--{name}") for name in (
+            "uncertainty", "mean", "batch-size", "seed", "steps", "slice-axis",
+        )),
+        *(("evaluate", f"--{name}") for name in ("mean", "seed")),
+        *(("benchmark", f"--{name}") for name in ("slices", "repeats")),
+        *(("study", f"--{name}") for name in (
+            "readers", "stack", "repeat", "seed", "port",
+        )),
+        ("train-rival", "--minutes"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("number", ["1" + 19 * "0", 400 * "9", "-1", "inf", "nan"])
+def test_huge_numbers_are_refused(
+    medqdm, weights: Path, ct_series, tmp_path, command: str, option: str, number: str
+) -> None:
+    series = ct_series(np.zeros((2, 16, 16)))
+    out = ("--out", tmp_path / "out")
+    arguments: dict[str, tuple[str | Path, ...]] = {
+        "enhance": (series, *out, "--weights", weights, "--device", "cpu"),
+        "evaluate": ("--data", series.parent, *out, "--weights", weights, "--device", "cpu"),
+        "benchmark": (series, "--weights", weights, "--device", "cpu", "--quick"),
+        "study": (series, *out, "--source", series),
+        "train-rival": ("edsr", "--task", "tiny", "--data", series.parent, *out),
+    }
+    began = time.perf_counter()
+    code, _, err = medqdm(command, *arguments[command], f"{option}={number}")
+    assert time.perf_counter() - began < 10
+    assert code == 2
+    assert "Traceback" not in err
+    assert option.removeprefix("--") in err
+    assert not (tmp_path / "out").exists()

@@ -1,10 +1,20 @@
+import random
+import time
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, get_args, get_origin
+
 import pytest
 import torch
 import yaml
+from annotated_types import Le, Lt, MaxLen
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from medqdm.build import build_autoencoder, build_qdm
 from medqdm.config import CONFIGS, Task, load_task, override, parse_task, task_names
+from medqdm.config.size import count_weights
 from medqdm.errors import MedQDMError
+from medqdm.rivals.weights import build_edsr, build_unet
 
 
 @pytest.mark.parametrize("name", task_names())
@@ -99,3 +109,167 @@ def test_a_mixture_of_degradations_must_fit(mix: str, message: str) -> None:
         load_task("tiny", [f"degradation_mix={mix}"])
     task = load_task("tiny", ["degradation_mix={clean: 0.3, paper-test: 0.7}"])
     assert [share for _, share in task.training_degradations] == pytest.approx([0, 0.3, 0.7])
+
+
+def unbounded(annotation: Any, constraints: tuple[Any, ...], where: str) -> Iterator[str]:
+    """Numbers, texts, tuples and mappings of a type that have no upper bound."""
+    if get_origin(annotation) is Annotated:
+        annotation, *more = get_args(annotation)
+        constraints = (*constraints, *more)
+    parts = get_args(annotation)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        for name, field in annotation.model_fields.items():
+            yield from unbounded(field.annotation, (field,), f"{where}.{name}")
+        return
+    if get_origin(annotation) is Literal or annotation in {bool, type(None)}:
+        return
+    flat = [c for given in constraints for c in getattr(given, "metadata", None) or [given]]
+    is_collection = annotation is str or get_origin(annotation) is dict or ... in parts
+    assert is_collection or parts or annotation in {int, float}, f"{where}: {annotation}"
+    wanted = MaxLen if is_collection else None if parts else Le | Lt
+    if wanted is not None and not any(isinstance(c, wanted) for c in flat):
+        yield where
+    is_union = parts and not is_collection and get_origin(annotation) is not tuple
+    for part in parts:
+        if part is not ...:
+            yield from unbounded(part, constraints if is_union else (), where)
+
+
+def test_every_setting_has_an_upper_bound() -> None:
+    assert list(unbounded(Task, (), "task")) == []
+
+
+def test_the_check_of_bounds_finds_what_has_none() -> None:
+    class Open(BaseModel):
+        a: int
+        b: tuple[float, ...] = ()
+        c: Annotated[int, FieldInfo(ge=0)] | None = None
+        d: Annotated[float, FieldInfo(le=1)] = 0
+        e: Literal[1, 2] = 1
+        f: str = ""
+
+    found = list(unbounded(Open, (), "open"))
+    assert found == ["open.a", "open.b", "open.b", "open.c", "open.f"]
+
+
+WHOLE = [  # so that no section is left out
+    "autoencoder.light={}",
+    "autoencoder.latent_scale=[1, 1, 1]",
+    "transformer={size: custom, depth: 2, hidden_size: 32, num_heads: 2, corrector: {}}",
+    "training.patient_weights={p0: 0.5}",
+    "degradation_mix={clean: 0.1}",
+    "diffusion.residual_deviation=1.5",
+    "diffusion.sampling_steps=4",
+    "training.minutes=7",
+]
+RIVAL_SETTINGS = ["rival={network: edsr}", "rival={network: resshift}"]
+
+
+def numbers_of(data: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Each setting that holds numbers, with its dotted name."""
+    if isinstance(data, dict):
+        for name, value in data.items():
+            yield from numbers_of(value, f"{key}.{name}".lstrip("."))
+    elif all_replaced(data, "") != all_replaced(data, "1"):
+        yield key, data
+
+
+def all_replaced(value: Any, number: str) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(all_replaced(part, number) for part in value)}]"
+    return str(value) if isinstance(value, bool | str | None) else number
+
+
+@pytest.mark.parametrize("rival", RIVAL_SETTINGS)
+@pytest.mark.parametrize(
+    "number", [".inf", "-.inf", ".nan", "1" + 18 * "0", "1.0e+300", "0x" + 5000 * "f"]
+)
+def test_every_number_refuses_what_is_too_large(rival: str, number: str) -> None:
+    task = load_task("tiny", [*WHOLE, rival])
+    found = dict(numbers_of(task.model_dump()))
+    assert len(found) > 90
+    for key, value in found.items():
+        began = time.perf_counter()
+        with pytest.raises(MedQDMError, match=rf"^--set: {key}[^\n]*$") as refusal:
+            override(task, [f"{key}={all_replaced(value, number)}"])
+        assert time.perf_counter() - began < 0.5
+        assert len(str(refusal.value)) < 300
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_random_large_settings_are_refused_or_small_enough_to_build(seed: int) -> None:
+    """Within their bounds one by one, networks may still be too large together."""
+    drawn, refused = random.Random(seed), 0
+
+    def large(most: int, unit: int = 1) -> int:
+        return unit * round(most / unit * 10 ** -drawn.uniform(0, 2.5)) or unit
+
+    for _ in range(15):
+        channels = [large(8192, 32) for _ in range(drawn.randint(1, 3))]
+        settings = [
+            f"transformer={{size: custom, depth: {large(64)}, hidden_size: {large(8192, 8)}, "
+            f"num_heads: 2, corrector: {{channels: {large(8192)}, blocks: {large(20)}}}}}",
+            drawn.choice([
+                f"autoencoder.light={{channels: {large(8192)}, decoder_blocks: {large(20)}}}",
+                f"autoencoder={{channels: {channels}, num_res_blocks: {large(4)}}}",
+            ]),
+        ]  # fmt: skip
+        try:
+            task = load_task("sr4", settings)
+        except MedQDMError as error:
+            assert "must have 3 billion weights at the most" in str(error)  # noqa: PT017
+            refused += 1
+            continue
+        assert num_weights(task) < 3.4e9
+    assert 0 < refused < 15
+
+
+def num_weights(task: Task) -> int:
+    with torch.device("meta"):
+        if task.rival is None:
+            networks = [build_autoencoder(task), build_qdm(task)]
+        elif task.rival.network == "edsr":
+            networks = [build_edsr(task)]
+        else:
+            networks = [build_autoencoder(task), build_unet(task)]
+    return sum(p.numel() for network in networks for p in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("settings", "share"),
+    [
+        (["transformer={size: custom, depth: 12, hidden_size: 1024, num_heads: 16}"], 0.1),
+        (["transformer={size: custom, depth: 3, hidden_size: 64, num_heads: 2, mask_input: true, "
+          "corrector: {channels: 48, blocks: 3}}", "autoencoder.light={compression: 8}"], 0.1),
+        (["transformer={size: custom, depth: 1, hidden_size: 8, num_heads: 2}",
+          "autoencoder={channels: [96, 32, 256], latent_channels: 8, mid_attention: false}"], 0.1),
+        (["rival={network: edsr, width: 96, blocks: 20}"], 0.1),
+        (["rival={network: resshift, channels: [64, 96, 160], res_blocks: 2}",
+          "autoencoder.light={channels: 16}"], 0.35),
+    ],
+)  # fmt: skip
+def test_weights_are_counted_as_they_are_built(settings: list[str], share: float) -> None:
+    task = load_task("sr4", settings)
+    counted = count_weights(task.autoencoder, task.transformer, task.rival)
+    assert counted == pytest.approx(num_weights(task), rel=share)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "diffusion.num_steps=" + 6000 * "9",
+        "diffusion.num_steps=" + 500 * "[",
+        "name=" + 5000 * "x",
+        "training.validation_patients=[" + 2000 * "x" + "]",
+        "autoencoder.channels=[]",
+        "autoencoder.channels=" + str([32] * 9),
+        "degradation={preset: clean, true_kernel_sizes: [257]}",
+        "autoencoder.channels=[8192, 8192, 8192]",
+    ],
+)
+def test_settings_that_are_too_long_end_in_one_short_line(setting: str) -> None:
+    began = time.perf_counter()
+    with pytest.raises(MedQDMError, match=r"^--set: [^\n]*$") as refusal:
+        load_task("sr4", [setting])
+    assert time.perf_counter() - began < 2
+    assert len(str(refusal.value)) < 300

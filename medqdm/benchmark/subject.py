@@ -19,7 +19,7 @@ from medqdm.diffusion.noise import SliceNoise
 from medqdm.engine import Engine
 from medqdm.enhancer import Enhancer
 from medqdm.errors import MedQDMError
-from medqdm.loading import WEIGHTS_FOLDER, load_enhancer
+from medqdm.loading import load_enhancer
 from medqdm.volume import Volume
 
 PHANTOM_SPACING_MM = (3.0, 2.8, 2.8)
@@ -94,7 +94,7 @@ def open_subject(  # noqa: PLR0913  (all by keyword but one)
 
 
 def _is_bundled(task: str) -> bool:
-    return (WEIGHTS_FOLDER / f"{task}.safetensors").is_file()
+    return (checkpoint.WEIGHTS_FOLDER / f"{task}.safetensors").is_file()
 
 
 def _check_networks_stay(settings: Sequence[str]) -> None:

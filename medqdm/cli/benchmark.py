@@ -28,11 +28,15 @@ def benchmark(  # noqa: PLR0913, PLR0917  (one option each)
     ] = None,
     num_slices: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option("--slices", min=1, help="Slices in a batch; default: 1, on a GPU 8."),
+        typer.Option(
+            "--slices", min=1, max=1024, help="Slices in a batch; default: 1, on a GPU 8."
+        ),
     ] = None,
     repeats: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(min=1, help="Timed runs of each variant; default: 5, or 2 if quick."),
+        typer.Option(
+            min=1, max=1000, help="Timed runs of each variant; default: 5, or 2 if quick."
+        ),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="The variants alone.")] = False,
     degrade: Annotated[

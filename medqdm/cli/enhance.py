@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from medqdm.cli.options import (
+    LARGEST_SEED,
     BundledTask,
     Dates,
     Device,
@@ -31,7 +32,7 @@ def enhance(  # noqa: PLR0913, PLR0917  (one option each)
     task: BundledTask = None,
     weights: Weights = None,
     device: Device = "auto",
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of the noise.")] = 0,
     file_format: Annotated[Format, typer.Option("--format")] = Format.dicom,
     series_uid: Annotated[
         Optional[str],  # noqa: UP045
@@ -46,7 +47,11 @@ def enhance(  # noqa: PLR0913, PLR0917  (one option each)
     ] = False,
     settings: Set = None,
     precision: Annotated[
-        Precision, typer.Option(help="auto: bf16 where it is fast and changes at most 2 HU.")
+        Precision,
+        typer.Option(
+            help="auto: bf16 where it is fast and, on a crop of the middle slice, changes 99.9 % "
+            "of the pixels by at most 15 HU; else fp32."
+        ),
     ] = Precision.auto,
     batch_size: Annotated[
         Optional[int],  # noqa: UP045
@@ -58,7 +63,9 @@ def enhance(  # noqa: PLR0913, PLR0917  (one option each)
     ] = None,
     steps: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(min=1, help="Sampling steps; default: the task's, all with --sampler."),
+        typer.Option(
+            min=1, max=10_000, help="Sampling steps; default: the task's, all with --sampler."
+        ),
     ] = None,
     consistency: Annotated[
         bool, typer.Option("--consistency", help="Draw the output, reduced, nearer to the input.")

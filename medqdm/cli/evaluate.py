@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 from rich.table import Table
 
-from medqdm.cli.options import BundledTask, Data, Degradation, Device, Overwrite, Set, Weights
+from medqdm.cli.options import (
+    LARGEST_SEED,
+    BundledTask,
+    Data,
+    Degradation,
+    Device,
+    Overwrite,
+    Set,
+    Weights,
+)
 from medqdm.cli.terminal import console, end_cleanly_on_sigterm, progress, say
 from medqdm.errors import MedQDMError
 
@@ -20,7 +29,9 @@ def evaluate(  # noqa: PLR0913, PLR0917  (one option each)
     task: BundledTask = None,
     weights: Weights = None,
     device: Device = "auto",
-    seed: Annotated[int, typer.Option(min=0, help="Seed of noise and degradation.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of noise and degradation.")
+    ] = 0,
     limit: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(min=1, help="Slices at the most, spread over the patients."),

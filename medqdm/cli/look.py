@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from medqdm.cli.options import LARGEST_SEED
 from medqdm.cli.terminal import console, end_cleanly_on_sigterm, say
 
 _TABLE_WIDTH = 140  # figures that are cut short are worse than lines that wrap
@@ -145,7 +146,9 @@ def study(  # noqa: PLR0913, PLR0917  (each is an option)
     ] = 0.2,
     seed: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(min=0, help="Of all that is drawn by lot; default: a new one."),
+        typer.Option(
+            min=0, max=LARGEST_SEED, help="Of all that is drawn by lot; default: a new one."
+        ),
     ] = None,
     slice_axis: Annotated[
         Optional[int],  # noqa: UP045

@@ -6,6 +6,8 @@ from typing import Annotated, Optional
 
 import typer
 
+LARGEST_SEED = 2**63 - 1
+
 
 class Format(StrEnum):
     """Output formats."""

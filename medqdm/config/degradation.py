@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
 from medqdm.config.fields import Odd, Percent, Probability, Range, Section, require_rising
+
+Scale = Annotated[float, Field(ge=0, le=8)]
 
 
 class DegradationSection(Section):
@@ -14,7 +16,7 @@ class DegradationSection(Section):
     Noise is on the scale of [0, 1] = the whole window.
     """
 
-    true_kernel_sizes: tuple[Odd, ...] = (3, 5, 7, 9, 11)
+    true_kernel_sizes: Annotated[tuple[Odd, ...], Field(max_length=100)] = (3, 5, 7, 9, 11)
     """Sides of the drawn blur kernels in HR pixels; empty means no blur. (The reference stores
     them in 13 x 13 zeros, which changes nothing.)"""
     sinc_probability: Probability = 0.1
@@ -25,13 +27,11 @@ class DegradationSection(Section):
     """Standard deviation of the Gaussian kernels in HR pixels."""
     resize_probabilities: tuple[Probability, Probability, Probability] = (0.2, 0.7, 0.1)
     """Up, down, keep."""
-    resize_range: Range = (0.5, 1.5)
+    resize_range: Annotated[tuple[Scale, Scale], AfterValidator(require_rising)] = (0.5, 1.5)
     """Smallest and largest scale of the random resize."""
-    resize_modes: tuple[Literal["area", "bilinear", "bicubic"], ...] = (
-        "area",
-        "bilinear",
-        "bicubic",
-    )
+    resize_modes: Annotated[
+        tuple[Literal["area", "bilinear", "bicubic"], ...], Field(max_length=100)
+    ] = ("area", "bilinear", "bicubic")
     """Modes of both resizes, drawn per sample."""
     gaussian_probability: Probability = 0.4
     """Share of Gaussian noise; the rest gets Poisson noise."""

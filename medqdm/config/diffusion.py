@@ -2,17 +2,20 @@
 
 from typing import Annotated, Literal
 
-from pydantic import (
-    AfterValidator,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    model_validator,
+from pydantic import AfterValidator, Field, model_validator
+
+from medqdm.config.fields import (
+    NonNegative,
+    Positive,
+    Probability,
+    Section,
+    Steps,
+    require_rising,
 )
 
-from medqdm.config.fields import Probability, Section, require_rising
+Exponent = Annotated[float, Field(ge=1, le=100)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+Index = Annotated[int, Field(ge=0, lt=10_000)]  # of a step
 
 
 class TSSSection(Section):
@@ -21,49 +24,42 @@ class TSSSection(Section):
     Where both ranges are points, all regions take the same steps.
     """
 
-    exponent: Annotated[
-        tuple[Annotated[float, Field(ge=1)], Annotated[float, Field(ge=1)]],
-        AfterValidator(require_rising),
-    ] = (1.0, 2.0)
+    exponent: Annotated[tuple[Exponent, Exponent], AfterValidator(require_rising)] = (1.0, 2.0)
     """n of the flattest and of the most detailed regions; 1: even steps, more: denser ends."""
-    transition: Annotated[
-        tuple[
-            Annotated[float, Field(gt=0, lt=1)],
-            Annotated[float, Field(gt=0, lt=1)],
-        ],
-        AfterValidator(require_rising),
-    ] = (0.4, 0.6)
+    transition: Annotated[tuple[Share, Share], AfterValidator(require_rising)] = (0.4, 0.6)
     """a of the same: the share of the way at which early steps pass into late ones."""
 
 
 class GainSection(Section):
     """``gain``: regions whose estimate changes little skip steps and freeze."""
 
-    threshold: NonNegativeFloat = 0.05
+    threshold: NonNegative = 0.05
     """Change of a region's estimate in a step, as a share of its difference from z_lr, below which
     it runs at every fourth step only, and freezes the second time; 0: all run at all steps."""
     source: Literal["change", "regressor"] = "change"
     """change: as above. regressor: the gain that a trained network expects (``medqdm train-gain``),
     measured with ``expected``."""
-    expected: NonNegativeFloat = 0.02
+    expected: NonNegative = 0.02
     """The threshold of ``regressor``: tenths of a decibel of a region's error, or of its edges'
     similarity, through tanh."""
-    skips: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = (1, 2, 3, 4)
+    skips: tuple[Steps, Steps, Steps, Steps] = (1, 2, 3, 4)
     """Steps until a region runs again: from 4 thresholds of gain on, from 2, from 1, below."""
 
 
 class GroupsSection(Section):
     """``groups``: regions start late where a coarse estimate is good; has steps of its own."""
 
-    steps: tuple[tuple[NonNegativeInt, ...], ...] = ((14, 11, 8, 5, 2, 0), (9, 5, 2, 0), (3, 0))
+    steps: Annotated[
+        tuple[Annotated[tuple[Index, ...], Field(max_length=10_000)], ...], Field(max_length=100)
+    ] = ((14, 11, 8, 5, 2, 0), (9, 5, 2, 0), (3, 0))
     """Schedule indices of the groups, hardest first: each falls to 0, each starts later."""
-    rho: PositiveFloat = 0.25
+    rho: Positive = 0.25
     """Largest admissible bias of a start, as a share of the noise there."""
     confidence: Literal["upstream", "level", "head"] = "upstream"
     """What a region's error is told from: how far the upstream's first estimate lies from z_lr, the
     mean share of quadtree levels on which its cells are split, or a network that was trained to
     tell (``medqdm train-gain``)."""
-    error: PositiveFloat = 1.0
+    error: Positive = 1.0
     """Root mean square latent error of the coarse estimate per unit of that; of what ``head``
     tells, 1 is true."""
 
@@ -89,7 +85,7 @@ class SamplerSection(Section):
     groups: GroupsSection = GroupsSection()
     random_share: Probability = 0.25
     """``random``: share of the regions that run at each step."""
-    correlation_mm: NonNegativeFloat = 20.0
+    correlation_mm: NonNegative = 20.0
     """Distance of slices, along their normal, at which their noise is independent; nearer ones
     share some of it (``diffusion.noise``). 0: each slice has noise of its own."""
     steady: Literal["none", "max", "median"] = "none"
@@ -104,24 +100,24 @@ STEPS_OF_DRAWS = 4  # where one step is the best guess
 class DiffusionSection(Section):
     """The residual-shift process and how it is sampled."""
 
-    num_steps: Annotated[int, Field(ge=2)] = 15
+    num_steps: Annotated[int, Field(ge=2, le=10_000)] = 15
     """T, the steps of the training schedule."""
-    kappa: PositiveFloat = 2.0
+    kappa: Positive = 2.0
     """Noise strength."""
-    min_noise_level: PositiveFloat = 0.04
+    min_noise_level: Positive = 0.04
     """m: the first sqrt(eta) is min(m / kappa, m)."""
-    max_sqrt_eta: Annotated[float, Field(gt=0, lt=1)] = 0.99
+    max_sqrt_eta: Share = 0.99
     """The last sqrt(eta)."""
-    power: PositiveFloat = 0.3
+    power: Annotated[float, Field(gt=0, le=100)] = 0.3
     """p of the schedule's spacing."""
-    sampling_steps: PositiveInt | None = None
+    sampling_steps: Steps | None = None
     """Steps taken by the sampler, spread evenly and always with the first and last; None: all."""
     one_step: Literal["draw", "mean"] = "draw"
     """What a single sampling step starts from: a draw of the prior, or its mean, z_LR: the
     network's best guess, on which chance has no influence (train with
     ``training.diffusion.mean_share``). Draws beside it, whose deviation or mean is asked for,
     take 4 steps."""
-    residual_deviation: PositiveFloat | None = None
+    residual_deviation: Positive | None = None
     """Root mean square of z_0 - z_lr where refined, which ``preconditioned`` networks start from;
     None: measured before stage two."""
     gamma: Probability = 1.0
@@ -131,7 +127,7 @@ class DiffusionSection(Section):
     (``medqdm train-spread``): each step's noise accounts for the error of its estimate, and the
     picture gets the texture that latents do not hold. False: the ancestral steps alone."""
     sampler: SamplerSection = SamplerSection()
-    consistency: NonNegativeInt = 0
+    consistency: Annotated[int, Field(ge=0, le=1000)] = 0
     """Iterations of back-projection that draw the output, reduced, nearer to the input
     (``diffusion.consistency``); 0: none."""
     conserve_hu: bool = True

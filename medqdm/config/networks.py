@@ -2,16 +2,17 @@
 
 from typing import Annotated, Literal
 
-from pydantic import (
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    model_validator,
-)
+from pydantic import Field, model_validator
 
-from medqdm.config.fields import Section
+from medqdm.config.fields import (
+    Blocks,
+    BlocksEach,
+    Channels,
+    Layers,
+    NonNegative,
+    Positive,
+    Section,
+)
 
 
 class LightSection(Section):
@@ -19,11 +20,11 @@ class LightSection(Section):
 
     compression: Literal[2, 4, 8] = 4
     """Pixels per latent along an axis."""
-    channels: PositiveInt = 64
+    channels: Channels = 64
     """Width of encoder and decoder."""
-    encoder_blocks: PositiveInt = 4
+    encoder_blocks: Blocks = 4
     """Residual blocks of the encoder."""
-    decoder_blocks: PositiveInt = 16
+    decoder_blocks: Blocks = 16
     """Residual blocks of the decoder."""
 
 
@@ -33,19 +34,21 @@ class AutoencoderSection(Section):
     light: LightSection | None = None
     """The light autoencoder instead of the KL-VAE that the next five settings describe."""
 
-    channels: tuple[PositiveInt, ...] = (128, 256, 512)
+    channels: Annotated[tuple[Channels, ...], Field(min_length=1, max_length=8)] = (128, 256, 512)
     """Channels per resolution; the compression is 2 to the power of (their number - 1)."""
-    num_res_blocks: PositiveInt = 2
+    num_res_blocks: BlocksEach = 2
     """Residual blocks per resolution of the encoder; the decoder has one more."""
-    latent_channels: PositiveInt = 3
+    latent_channels: Channels = 3
     """Channels of a latent."""
-    norm_groups: PositiveInt = 32
+    norm_groups: Channels = 32
     """Groups of each GroupNorm."""
     mid_attention: bool = True
     """Self-attention in the middle of encoder and decoder."""
-    image_channels: PositiveInt = 1
+    image_channels: Channels = 1
     """Channels of an image: 1 for CT; published weights have 3."""
-    latent_scale: PositiveFloat | tuple[PositiveFloat, ...] | None = None
+    latent_scale: (
+        Positive | Annotated[tuple[Positive, ...], Field(min_length=1, max_length=8192)] | None
+    ) = None
     """Multiplier that gives latents unit variance, one or one per latent channel; None: measured
     per channel after stage one."""
 
@@ -67,9 +70,9 @@ class AutoencoderSection(Section):
 class CorrectorSection(Section):
     """Convolutions over latents that correct what the transformer's streams predict."""
 
-    channels: PositiveInt = 64
+    channels: Channels = 64
     """Width."""
-    blocks: PositiveInt = 6
+    blocks: Blocks = 6
     """Residual blocks at half the latents' resolution; four more are at the full one."""
 
 
@@ -78,9 +81,9 @@ class TransformerSection(Section):
 
     size: Literal["T", "S", "B", "L", "custom"] = "B"
     """A row of ``models.streams.SIZES``, or custom with the three numbers below."""
-    depth: PositiveInt | None = None
-    hidden_size: PositiveInt | None = None
-    num_heads: PositiveInt | None = None
+    depth: Layers | None = None
+    hidden_size: Channels | None = None
+    num_heads: Channels | None = None
     prediction: Literal["z_0", "residual", "preconditioned"] = "z_0"
     """What the network's output means: the clean latent (paper), its difference from z_lr, or what
     remains of that beside the best guess from z_t alone (``Process.guess``; EDM,
@@ -110,13 +113,13 @@ class TransformerSection(Section):
 class QuadtreeSection(Section):
     """Which regions are refined."""
 
-    threshold: NonNegativeFloat = 0.15
+    threshold: NonNegative = 0.15
     """The paper's s: refine where max - min of the LR image in [-1, 1] exceeds it."""
-    num_levels: PositiveInt = 4
+    num_levels: Annotated[int, Field(ge=1, le=12)] = 4
     """Levels of the tree, from cells of 2 LR pixels upward."""
     inclusive: bool = False
     """Compare with >= (published code) instead of >, so that s = 0 refines constant air too."""
-    noise_factor: NonNegativeFloat = 0.0
+    noise_factor: NonNegative = 0.0
     """c of the noise-aware threshold max(s, c * noise sd of the slice); 0 turns it off."""
 
 
@@ -124,9 +127,9 @@ class EDSRSection(Section):
     """A regression network to compare with: residual blocks at LR resolution, one pixel shuffle."""
 
     network: Literal["edsr"] = "edsr"
-    width: PositiveInt = 64
+    width: Channels = 64
     """Channels of the residual blocks."""
-    blocks: PositiveInt = 11
+    blocks: Blocks = 11
     """Residual blocks of two convolutions each."""
 
 
@@ -135,12 +138,13 @@ class ResShiftSection(Section):
 
     network: Literal["resshift"] = "resshift"
     channels: Annotated[
-        tuple[Annotated[int, Field(gt=0, multiple_of=32)], ...], Field(min_length=1, max_length=5)
+        tuple[Annotated[int, Field(gt=0, le=8192, multiple_of=32)], ...],
+        Field(min_length=1, max_length=5),
     ] = (64, 96, 96, 128)
     """Channels per resolution, each half the one before; multiples of 32, an attention head's."""
-    res_blocks: PositiveInt = 1
+    res_blocks: BlocksEach = 1
     """Residual blocks per resolution on the way down; one more on the way up."""
-    attention_levels: NonNegativeInt = 1
+    attention_levels: Annotated[int, Field(ge=0, le=5)] = 1
     """Coarsest resolutions with self-attention, beside the one in the middle."""
 
 

@@ -4,14 +4,14 @@ import difflib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from medqdm.config.degradation import DEGRADATIONS, DegradationSection, expand_preset
 from medqdm.config.diffusion import DiffusionSection
-from medqdm.config.fields import Probability, Section
+from medqdm.config.fields import Pixels, Positive, Probability, Section, Text
 from medqdm.config.networks import (
     RIVALS,
     AutoencoderSection,
@@ -20,6 +20,7 @@ from medqdm.config.networks import (
     RivalSection,
     TransformerSection,
 )
+from medqdm.config.size import count_weights
 from medqdm.config.training import TrainingSection
 from medqdm.errors import MedQDMError
 from medqdm.window import Window
@@ -29,33 +30,36 @@ _PACKAGED = (
 )  # in a wheel; a checkout has configs/ beside medqdm/
 CONFIGS = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[2] / "configs"
 
+MOST_WEIGHTS = 3_000_000_000  # of a task's networks; L with the paper's KL-VAE has 0.74 billion
 SSIM_SIDE_PX = 11  # of the Gaussian that training's ssim_weight looks through
 
 
 class WindowSection(Section):
     """The HU range the networks see."""
 
-    center_hu: float = 0.0
+    center_hu: Annotated[float, Field(ge=-1e9, le=1e9)] = 0.0
     """Middle of the window in HU."""
-    width_hu: PositiveFloat = 2000.0
+    width_hu: Positive = 2000.0
     """Whole width of the window in HU."""
 
 
 class Task(Section):
     """A whole task: what a weights file carries and what ``configs/NAME.yaml`` overrides."""
 
-    name: str
+    name: Text
     """The YAML file's name without its ending."""
-    description: str = ""
+    description: Text = ""
     """One line for ``medqdm tasks``."""
     upscale: Literal[2, 4, 8] = 4
     """In-plane factor."""
-    slice_px: PositiveInt = 512
+    slice_px: Pixels = 512
     """Side of an HR slice in training; larger volumes are reduced to it."""
     window: WindowSection = WindowSection()
     degradation: DegradationSection = DEGRADATIONS["paper-train"]
     """Degradation of the training data: a preset's name, or ``preset:`` and what differs."""
-    degradation_mix: dict[str, Probability] = Field(default_factory=dict)
+    degradation_mix: Annotated[dict[Text, Probability], Field(max_length=100)] = Field(
+        default_factory=dict
+    )
     """Presets that some training samples get instead of ``degradation``, each with its share."""
     test_degradation: DegradationSection = DEGRADATIONS["paper-test"]
     """Degradation of validation, ``prepare`` and ``evaluate``."""
@@ -136,6 +140,16 @@ class Task(Section):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _networks_fit(self) -> "Task":
+        count = count_weights(self.autoencoder, self.transformer, self.rival)
+        if count > MOST_WEIGHTS:
+            raise ValueError(
+                f"the networks must have {MOST_WEIGHTS / 1e9:g} billion weights at the most, got "
+                f"about {count / 1e9:.1f} billion; lower their channels, depth or blocks"
+            )
+        return self
+
     @property
     def hu_window(self) -> Window:
         """The window as an object."""
@@ -200,7 +214,7 @@ def load_task(name: str | Path, overrides: Sequence[str] = ()) -> Task:
         )
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise MedQDMError(f"{path}: must be YAML, got an error: {reason}") from None
     if not isinstance(data, dict):
@@ -236,7 +250,7 @@ def override(task: Task, overrides: Sequence[str]) -> Task:
             section = section.setdefault(parent, {}) if isinstance(section, dict) else {}
         try:
             value = yaml.safe_load(text)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError, RecursionError):
             value = text
         if isinstance(section, dict):
             section[leaf] = value
@@ -265,8 +279,17 @@ def _validate(data: dict[str, Any], *, where: str) -> Task:
             reason = first["msg"].removeprefix("Value error, ")
             message = f"{where}: {key or 'task'}: {reason}"
             if not isinstance(first["input"], Mapping | BaseModel):
-                message += f", got {first['input']!r}"
+                message += f", got {_shown(first['input'])}"
         raise MedQDMError(message) from None
+
+
+def _shown(value: Any) -> str:
+    """A value as a line that is not too long."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no number of thousands of digits
+        text = "a number of thousands of digits"
+    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 def _all_keys(section: type[BaseModel], prefix: str = "") -> list[str]:

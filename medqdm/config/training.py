@@ -2,32 +2,39 @@
 
 from typing import Annotated, Literal
 
-from pydantic import (
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    model_validator,
+from pydantic import Field, model_validator
+
+from medqdm.config.fields import (
+    Batch,
+    NonNegative,
+    Often,
+    Pixels,
+    Positive,
+    Precision,
+    Probability,
+    Section,
+    Steps,
+    Text,
+    Updates,
 )
 
-from medqdm.config.fields import Precision, Probability, Section
+MOST_PATIENTS = 100_000
 
 
 class AutoencoderTraining(Section):
     """Stage one."""
 
-    steps: NonNegativeInt = 100_000
-    batch_size: PositiveInt = 8
-    crop_px: PositiveInt = 256
+    steps: Updates = 100_000
+    batch_size: Batch = 8
+    crop_px: Pixels = 256
     """Side of the random HR crops."""
-    learning_rate: PositiveFloat = 1e-4
-    kl_weight: NonNegativeFloat = 1e-6
-    perceptual_weight: NonNegativeFloat = 0.0
+    learning_rate: Positive = 1e-4
+    kl_weight: NonNegative = 1e-6
+    perceptual_weight: NonNegative = 0.0
     """Weight of LPIPS; needs the extra ``perceptual``."""
-    adversarial_weight: NonNegativeFloat = 0.0
+    adversarial_weight: NonNegative = 0.0
     """Weight of the PatchGAN term (hinge)."""
-    adversarial_start: NonNegativeInt = 20_000
+    adversarial_start: Updates = 20_000
     """Step at which the adversarial term begins."""
     lr_share: Probability = 0.25
     """Share of a batch that is bicubic-upsampled LR, which the encoder meets in stage two. The
@@ -37,7 +44,7 @@ class AutoencoderTraining(Section):
 class ImageLoss(Section):
     """What a decoded prediction is held to, in stage two and in distilling."""
 
-    image_weight: NonNegativeFloat = 0.0
+    image_weight: NonNegative = 0.0
     """Weight of the decoded prediction's error in [-1, 1]; above 0 the decoder is trained too,
     so that it meets predicted latents, while the encoder and thus the latents stay."""
     image_loss: Literal["l1", "l2", "log"] = "l1"
@@ -46,10 +53,10 @@ class ImageLoss(Section):
     about 15 times the weight pulls as much. log: ``log(1 + m / 0.001)`` of each sample's squared
     error m, so that noisy samples do not outweigh the others; up to some 33 dB it counts decibels,
     above it levels off. A weight of 1 pulls about as much as 200 (30 dB) to 330 (33 dB) of l2."""
-    gradient_weight: NonNegativeFloat = 0.0
+    gradient_weight: NonNegative = 0.0
     """Weight of the absolute error of differences between neighbouring pixels along x and y; times
     ``image_weight``."""
-    ssim_weight: NonNegativeFloat = 0.0
+    ssim_weight: NonNegative = 0.0
     """Weight of 1 - SSIM (Wang et al. 2004: Gaussian weights, sigma 1.5); times ``image_weight``.
     What 5 is beside log, 0.3 is about beside l1 and 0.02 beside l2, whose errors are smaller."""
 
@@ -67,16 +74,16 @@ class ImageLoss(Section):
 class DiffusionTraining(ImageLoss):
     """Stage two."""
 
-    steps: NonNegativeInt = 50_000
-    batch_size: PositiveInt = 64
-    crop_px: PositiveInt | None = None
+    steps: Updates = 50_000
+    batch_size: Batch = 64
+    crop_px: Pixels | None = None
     """Side of the random HR crops; None: whole slices."""
-    learning_rate: PositiveFloat = 5e-5
-    upstream_weight: NonNegativeFloat = 1.0
+    learning_rate: Positive = 5e-5
+    upstream_weight: NonNegative = 1.0
     """lambda_2 of Eq. 6."""
-    downstream_weight: NonNegativeFloat = 1.0
+    downstream_weight: NonNegative = 1.0
     """lambda_1 of Eq. 6."""
-    perceptual_weight: NonNegativeFloat = 0.0
+    perceptual_weight: NonNegative = 0.0
     """lambda_3 of Eq. 7; needs the extra ``perceptual``."""
     first_step_share: Probability = 0.0
     """Share of the samples at the first step, T - 1, all by itself what one-step sampling takes;
@@ -90,7 +97,7 @@ class DiffusionTraining(ImageLoss):
     corrector_alone: bool = False
     """Train the corrector (``transformer.corrector``) and, with an image loss, the decoder, while
     the streams stay as they are: for a model that was trained without one (``--start``)."""
-    corrector_weight: NonNegativeFloat = 1.0
+    corrector_weight: NonNegative = 1.0
     """Weight of the corrector's squared error beside those of Eq. 6."""
     mask_training: Literal["mixed", "none"] = "mixed"
     """mixed: mostly the task's s, some s = 0, some random s. none: s = 0 always, as published."""
@@ -99,47 +106,47 @@ class DiffusionTraining(ImageLoss):
 class DistillationTraining(ImageLoss):
     """``medqdm distill``: a student of the sampler, for few steps."""
 
-    steps: NonNegativeInt = 3000
-    batch_size: PositiveInt = 8
-    crop_px: PositiveInt | None = None
+    steps: Updates = 3000
+    batch_size: Batch = 8
+    crop_px: Pixels | None = None
     """Side of the random HR crops; None: whole slices."""
-    learning_rate: PositiveFloat = 5e-5
-    student_steps: PositiveInt = 4
+    learning_rate: Positive = 5e-5
+    student_steps: Steps = 4
     """Most steps the student is made for; fewer work as well if their indices are among its."""
-    teacher_weight: NonNegativeFloat = 1.0
+    teacher_weight: NonNegative = 1.0
     """Weight of the distance to what the teacher's deterministic sampler ends at."""
-    truth_weight: NonNegativeFloat = 1.0
+    truth_weight: NonNegative = 1.0
     """Weight of the distance to the true latent."""
 
 
 class RegionTraining(Section):
     """``medqdm train-gain``: the networks that tell what running a region would bring."""
 
-    steps: NonNegativeInt = 300
-    batch_size: PositiveInt = 1
-    crop_px: PositiveInt | None = None
+    steps: Updates = 300
+    batch_size: Batch = 1
+    crop_px: Pixels | None = None
     """Side of the random HR crops; None: whole slices."""
-    learning_rate: PositiveFloat = 1e-3
+    learning_rate: Positive = 1e-3
 
 
 class SpreadTraining(Section):
     """``medqdm train-spread``: the networks that tell how far the model's estimates are off."""
 
-    steps: NonNegativeInt = 400
-    batch_size: PositiveInt = 2
-    crop_px: PositiveInt | None = None
+    steps: Updates = 400
+    batch_size: Batch = 2
+    crop_px: Pixels | None = None
     """Side of the random HR crops; None: whole slices."""
-    learning_rate: PositiveFloat = 3e-3
+    learning_rate: Positive = 3e-3
 
 
 class RegressionTraining(Section):
     """``medqdm train-rival edsr``: a network from LR to HR images, by its L1 error."""
 
-    steps: NonNegativeInt = 20_000
-    batch_size: PositiveInt = 8
-    crop_px: PositiveInt | None = 192
+    steps: Updates = 20_000
+    batch_size: Batch = 8
+    crop_px: Pixels | None = 192
     """Side of the random HR crops; None: whole slices."""
-    learning_rate: PositiveFloat = 8e-4
+    learning_rate: Positive = 8e-4
 
 
 class TrainingSection(Section):
@@ -151,7 +158,7 @@ class TrainingSection(Section):
     regions: RegionTraining = RegionTraining()
     spread: SpreadTraining = SpreadTraining()
     regression: RegressionTraining = RegressionTraining()
-    minutes: PositiveFloat | None = None
+    minutes: Positive | None = None
     """Minutes that each stage trains, validation apart, instead of its steps; the cosine then
     follows the clock."""
     flips: Literal["x", "all"] = "x"
@@ -166,36 +173,36 @@ class TrainingSection(Section):
     shift_probability: Probability = 0.0
     """Share of training slices that are moved by up to half their side, continued by their mirror
     image: what tiles of a larger slice look like, which have no air around them."""
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     ema_decay: Probability = 0.999
     """Share that the moving average of the weights keeps of itself at each step; less in the first
     steps (``training.fit.Average``)."""
-    weight_decay: NonNegativeFloat = 0.0
-    warmup_steps: NonNegativeInt = 0
+    weight_decay: NonNegative = 0.0
+    warmup_steps: Updates = 0
     """Steps over which the learning rate rises from 0."""
     cosine: bool = False
     """Let the learning rate fall to 1 % along a cosine after the warm-up."""
-    gradient_clip: NonNegativeFloat = 1.0
+    gradient_clip: NonNegative = 1.0
     """Largest gradient norm; 0 turns clipping off."""
-    accumulate: PositiveInt = 1
+    accumulate: Batch = 1
     """Batches per optimiser step."""
     precision: Precision = "auto"
     """auto: bf16 where the hardware multiplies it fast, else fp32."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    devices: PositiveInt = 1
+    devices: Annotated[int, Field(ge=1, le=256)] = 1
     strategy: Literal["auto", "ddp"] = "auto"
-    num_workers: NonNegativeInt = 2
-    validation_patients: tuple[str, ...] = ()
+    num_workers: Annotated[int, Field(ge=0, le=256)] = 2
+    validation_patients: Annotated[tuple[Text, ...], Field(max_length=MOST_PATIENTS)] = ()
     """Patient folders held out; empty: validation_share of the patients, drawn by the seed."""
     validation_share: Probability = 0.15
-    patient_weights: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
+    patient_weights: Annotated[dict[Text, Positive], Field(max_length=MOST_PATIENTS)] = Field(
         default_factory=dict
     )
     """How often slices of a patient folder are drawn, 1 where it is not named: to balance parts of
     the body, or to let a resampled scan count less."""
-    validation_slices: PositiveInt = 16
+    validation_slices: Annotated[int, Field(ge=1, le=100_000)] = 16
     """Slices of the held-out patients that each validation looks at."""
-    validate_every: PositiveInt = 1000
+    validate_every: Often = 1000
     """Optimiser steps between validations."""
-    checkpoint_every: PositiveInt = 500
+    checkpoint_every: Often = 500
     """Optimiser steps between checkpoints to resume from."""

@@ -137,7 +137,7 @@ def _check_numbers(*, readers: int, stack: int, repeat: float, seed: int) -> Non
         ("--seed", seed, 0, 2**63 - 1),
     ):
         if not low <= value <= high:
-            raise MedQDMError(f"{option}: must be {low:g} to {high:g}, got {value:g}; change it")
+            raise MedQDMError(f"{option}: must be {low} to {high}, got {value}; change it")
 
 
 def _named(picks: Sequence[Pick]) -> Iterator[tuple[str, Pick]]:
