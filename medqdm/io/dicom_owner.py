@@ -3,8 +3,11 @@
 from collections.abc import Sequence
 
 from pydicom import Dataset
+from pydicom.dataelem import RawDataElement
 
 from medqdm.errors import MedQDMError
+
+UNDECODABLE = "\ufffd"  # stands in a text for bytes that its character set does not have
 
 
 def check_owner(headers: Sequence[Dataset], *, where: str) -> list[str]:
@@ -14,7 +17,7 @@ def check_owner(headers: Sequence[Dataset], *, where: str) -> list[str]:
     slice is the work of a converter, and no reason to refuse them.
 
     Args:
-        headers: of all slices.
+        headers: of all slices; their values are decoded.
         where: what messages call the series.
 
     Returns:
@@ -54,4 +57,7 @@ def _name(header: Dataset) -> str:
 
 
 def _text(header: Dataset, keyword: str) -> str:
-    return str(header.get(keyword) or "").strip()
+    raw = header.get_item(keyword) if keyword in header else None
+    text = str(header.get(keyword) or "").strip()
+    is_lossy = isinstance(raw, RawDataElement) and UNDECODABLE in text
+    return f"{text} {raw.value!r}" if is_lossy and raw is not None else text

@@ -14,7 +14,7 @@ from pydicom import Dataset
 
 from medqdm.errors import MedQDMError
 from medqdm.io.dicom_frames import Slice, read_slice
-from medqdm.io.dicom_open import one_line_for
+from medqdm.io.dicom_open import one_line_for, shallow_copy
 from medqdm.io.dicom_owner import check_owner
 from medqdm.io.dicom_pixels import to_hu
 
@@ -163,7 +163,8 @@ def check_geometry(item: Slice) -> None:
 
 
 def _check_owner(slices: list[Slice], warnings: list[str], label: str) -> None:
-    warnings += check_owner([item.header for item in slices], where=label)
+    # copies: values that are merely kept stay undecoded
+    warnings += check_owner([shallow_copy(item.header) for item in slices], where=label)
 
 
 def _drop_localizers(slices: list[Slice], warnings: list[str], label: str) -> list[Slice]:

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 from pydicom import Dataset
-from pydicom.valuerep import PersonName
+from pydicom.dataelem import RawDataElement
 
+from medqdm.io.dicom_owner import UNDECODABLE
 from medqdm.io.dicom_scan import tolerant
 from medqdm.volume import Source, Volume, slice_digests
 
@@ -51,14 +52,20 @@ def _as_bytes(value: object) -> bytes:
 
 
 def _elements(dataset: Dataset) -> list[tuple[int, str, Any]]:
-    return [(int(element.tag), element.VR, _value(element.value)) for element in dataset]
+    found = []
+    for tag in sorted(dataset.keys()):
+        raw = dataset.get_item(tag)
+        element = dataset[tag]
+        value = _value(element.value)
+        if isinstance(raw, RawDataElement) and UNDECODABLE in str(value):
+            value = [value, raw.value]  # two texts may look the same then
+        found.append((int(tag), element.VR, value))
+    return found
 
 
 def _value(value: Any) -> Any:
     if isinstance(value, Dataset):
         return _elements(value)
-    if isinstance(value, PersonName):  # bytes that its character set cannot decode count too
-        return [str(value), value.original_string]
     if isinstance(value, MutableSequence):
         return [_value(item) for item in value]
     return value if isinstance(value, bytes) else str(value)

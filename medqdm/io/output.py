@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from medqdm.errors import MedQDMError
 from medqdm.io.dicom_check import check_series
-from medqdm.io.dicom_open import one_line_for
+from medqdm.io.dicom_open import one_line_for, shallow_copy
 from medqdm.io.dicom_pixels import to_hu
 from medqdm.io.dicom_scan import tolerant
 from medqdm.io.dicom_write import (
@@ -194,7 +194,7 @@ def is_complete(source: Volume, folder: Path, file_format: str) -> bool:
         files = slice_files(folder, len(source.hu))
         if source.source.kind == "dicom":
             with tolerant(), one_line_for(folder.name):
-                check_series(files, source.source.headers)
+                check_series(files, [shallow_copy(header) for header in source.source.headers])
     except (MedQDMError, OSError):
         return False
     return True
