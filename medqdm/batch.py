@@ -108,7 +108,7 @@ def enhance_all(  # noqa: PLR0913  (all by keyword but three)
         root: the folder.
         out: the folder for the outputs.
         found: what ``find_many`` gave for ``root``, where it was called already.
-        resume: leave out what is finished, go on where an interrupted run stopped.
+        resume: leave out what is finished; see ``enhance_volume``.
         overwrite: replace earlier outputs of the same series, each at its own end.
         skip_bad: leave damaged DICOM slices out instead of refusing their series; ``left_out``
             counts them.

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from medqdm.build import Autoencoder, build_autoencoder, build_qdm, build_regions, build_spread
 from medqdm.config import Task, override, parse_task
 from medqdm.errors import MedQDMError
+from medqdm.io.whole import whole_file
 from medqdm.models.regions import RegionHeads
 from medqdm.models.spread import Spread
 from medqdm.models.transformer import QDM
@@ -168,13 +168,8 @@ def write_networks(
         "record": json.dumps(dict(record)),
     }
     metadata[_DIGEST_KEY] = _digest(tensors, metadata)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with whole_file(path, overwrite=True) as draft:
         draft.write_bytes(to_bytes(tensors, metadata=metadata))  # save_file makes it 0600
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def load(path: Path) -> Checkpoint:

@@ -3,8 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import closing
-from dataclasses import asdict
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, cast
 
@@ -64,8 +63,8 @@ def enhance_volume(  # noqa: PLR0913  (all by keyword but three)
         dates: of a DICOM series, see ``io.SeriesSettings``.
         segmentation: write the refined regions as a DICOM object into ``overlays`` too.
         parametric_map: the same for the uncertainty of a model with several draws.
-        resume: go on where an interrupted run with the same input, weights and settings stopped,
-            do nothing if it ended well, and keep what is done if this one is interrupted.
+        resume: do nothing if the folder holds the finished output of the same input, weights and
+            settings. Whatever else is there is replaced with ``overwrite`` only.
         overwrite: replace a folder that has files in it, at the very end.
         track: wraps the slices as they come, with their number, to show progress.
 
@@ -79,18 +78,15 @@ def enhance_volume(  # noqa: PLR0913  (all by keyword but three)
     settings = _series_settings(enhancer, transfer_syntax, dates)
     overlays = {"segmentation": segmentation, "parametric_map": parametric_map}
     identity = _identity(enhancer, volume, settings, file_format, overlays)
-    if resume and (run := _finished(out, identity)):
-        return Summary(num_slices=len(volume.hu), finished=run["summary"], warnings=run["warnings"])
+    if resume and (finished := _finished(out, identity, volume, overwrite=overwrite)):
+        return finished
     with io.open_output(
         volume,
         out,
         settings,
-        identity=identity,
-        facts={"batch_size": enhancer.batch_size},
         file_format=file_format,
         bytes_beside=2 if enhancer.draws > 1 else 0,  # deviations, float16
         bytes_at_end=4 if parametric_map else 0,  # float32
-        resume=resume,
         overwrite=overwrite,
     ) as output:
         summary = _enhance_into(output, enhancer, volume, track)
@@ -110,30 +106,25 @@ def enhance_volume(  # noqa: PLR0913  (all by keyword but three)
 
 
 def _enhance_into(output: io.Output, enhancer: Enhancer, volume: Volume, track: Track) -> Summary:
-    """Write the slices that are not there yet; the figures of all."""
+    """Write the slices; their figures."""
     summary = Summary(warnings=enhancer.warnings(volume))
-    start = len(output.notes)
-    if start:
-        summary = Summary(**output.notes[-1]["summary"])
-        enhancer.take_batch_size(output.facts["batch_size"])
 
-    def measure(done: EnhancedSlice) -> tuple[EnhancedSlice, dict[str, Any], NDArray[Any]]:
+    def measure(done: EnhancedSlice) -> tuple[EnhancedSlice, NDArray[Any]]:
         lr_hu = volume.hu[done.z]
         summary.add(done, lr_hu, None if volume.padding is None else volume.padding[done.z])
-        note = {"summary": asdict(summary), "redone": done.z in enhancer.redone}
-        return done, note, tally_slice(lr_hu, done.hu, done.refined, done.deviation_hu)
+        return done, tally_slice(lr_hu, done.hu, done.refined, done.deviation_hu)
 
-    def take(measured: tuple[EnhancedSlice, dict[str, Any], NDArray[Any]]) -> None:
-        done, note, tally = measured
+    def take(measured: tuple[EnhancedSlice, NDArray[Any]]) -> None:
+        done, tally = measured
         arrays: dict[str, NDArray[Any]] = {"refined": done.refined, _TALLY: tally}
         if done.deviation_hu is not None:
             arrays["deviation_hu"] = done.deviation_hu.astype(np.float16)
-        output.take(done.z, done.hu, arrays, note)
+        output.take(done.z, done.hu, arrays)
 
-    slices = track(enhancer.slices(volume, start=start), len(volume.hu) - start)
+    slices = track(enhancer.slices(volume), len(volume.hu))
     for _ in map_behind(take, map_behind(measure, slices, 1), io.SLICES_BEHIND):
         pass
-    summary.count_redone(sum(note["redone"] for note in output.notes))
+    summary.count_redone(len(enhancer.redone))
     return summary
 
 
@@ -162,13 +153,12 @@ def _add_companions(output: io.Output, enhancer: Enhancer, volume: Volume) -> No
 def _add_overlays(output: io.Output, enhancer: Enhancer, overlays: Mapping[str, bool]) -> list[str]:
     """The DICOM objects that were asked for, and their names in the output folder."""
     folder = output.folder / OVERLAYS
-    slices = sorted(output.folder.glob("IM*.dcm"))
     files: list[Path] = []
     if any(overlays.values()):
         folder.mkdir()
     if overlays["segmentation"]:
         files += write_segmentation(
-            slices,
+            output.slices,
             lambda z: output.array("refined", z),
             folder,
             cell_px=_CELL_LR_PX * enhancer.task.upscale,
@@ -176,7 +166,7 @@ def _add_overlays(output: io.Output, enhancer: Enhancer, overlays: Mapping[str, 
         )
     if overlays["parametric_map"]:
         files += write_parametric_map(
-            slices, lambda z: output.array("deviation_hu", z), folder, draws=enhancer.draws
+            output.slices, lambda z: output.array("deviation_hu", z), folder, draws=enhancer.draws
         )
     return [f"{OVERLAYS}/{file.name}" for file in files]
 
@@ -220,19 +210,30 @@ def _identity(
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
-def _finished(out: Path, identity: str) -> dict[str, Any] | None:
-    """The run.json of the very same run, if it ended and its slices are still there."""
-    try:
-        run: dict[str, Any] = json.loads((out / io.RUN_FILE).read_text(encoding="utf-8"))
-        output, num_slices = run["output"], run["input"]["shape_zyx"][0]
-        if output["identity"] != identity:
-            return None
-        is_dicom = output["format"] == "dicom"
-        expected = num_slices if is_dicom else 1
-        found = len(list(out.glob("IM*.dcm" if is_dicom else "enhanced.*")))
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
+def _finished(out: Path, identity: str, volume: Volume, *, overwrite: bool) -> Summary | None:
+    """The figures of an earlier run with the same identity, if its output is still whole.
+
+    Raises:
+        MedQDMError: an output is there, but another one or not all of it, and it may not be
+            replaced.
+    """
+    if not (out / io.RUN_FILE).is_file():
         return None
-    return run if found == expected else None
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        run = json.loads((out / io.RUN_FILE).read_text(encoding="utf-8"))
+        output = run["output"]
+        files_are_there = io.is_complete(volume, out, output["format"]) and all(
+            (out / name).is_file() for name in output["overlays"]
+        )
+        if output["identity"] == identity and files_are_there:
+            return Summary(len(volume.hu), finished=run["summary"], warnings=run["warnings"])
+    if overwrite:
+        return None
+    raise MedQDMError(
+        f"{out}: --resume needs the finished output of this very input and these settings, or "
+        "none, got another or an incomplete one; add --overwrite to make it anew, or choose "
+        "another folder"
+    )
 
 
 class WriteOptions(TypedDict, total=False):

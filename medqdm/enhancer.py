@@ -191,47 +191,26 @@ class Enhancer:
             self.batch_size = self._tiles_that_fit(peak / timed.lr.numel())
         self._prepared = volume
 
-    def take_batch_size(self, tiles: int) -> None:
-        """Use the batch size of an earlier run, unless the caller gave one."""
-        if self._finds_batch_size:
-            self.batch_size = tiles
-
-    def slices(self, volume: Volume, *, start: int = 0) -> Iterator[EnhancedSlice]:
+    def slices(self, volume: Volume) -> Iterator[EnhancedSlice]:
         """Enhance slice by slice, in order.
 
         Args:
             volume: the slices.
-            start: index of the first one that is wanted. Batches are those of a run from the first
-                slice on, so that it does not show where a run was taken up again.
 
         Raises:
             MedQDMError: the network gave NaN even in float32, or one tile does not fit into memory.
         """
         self.prepare(volume)
         positions = volume.positions_mm.tolist()
-        if start >= len(positions):
-            return
-        first, tiles_before = self._first_of_batch(volume, start)
-        indices = range(max(0, first - 1), len(positions))  # a neighbour before, for ``steady``
         masks = volume.padding
-        pairs = ((volume.hu[z], None if masks is None else masks[z]) for z in indices)
+        pairs = ((hu, None if masks is None else masks[z]) for z, hu in enumerate(volume.hu))
         with closing(prefetch(pairs, SLICES_AHEAD)) as images:
             jobs: Iterator[SliceJob] = (
-                self._job(z, hu, positions[z], padding)
-                for z, (hu, padding) in zip(indices, images, strict=True)
+                self._job(z, hu, positions[z], padding) for z, (hu, padding) in enumerate(images)
             )
             if self.task.diffusion.sampler.steady != "none":
                 jobs = steadied(jobs, self.task.diffusion.sampler.steady)
-            wanted = (job for job in jobs if job.z >= first)
-            done = (job for job in self._run(wanted, tiles_before) if job.z >= start)
-            yield from map_behind(SliceJob.finish, done, 1)
-
-    def _first_of_batch(self, volume: Volume, start: int) -> tuple[int, int]:
-        """The slice in which the batch of slice ``start`` begins, and its tiles before that."""
-        if start == 0:
-            return 0, 0
-        tiles = len(self._job(0, np.zeros(volume.shape[1:], dtype=np.float32), 0.0).corners)
-        return divmod(start * tiles // self.batch_size * self.batch_size, tiles)
+            yield from map_behind(SliceJob.finish, self._run(jobs), 1)
 
     def enhance_slice(
         self, hu: NDArray[np.float32], z: int = 0, *, position_mm: float | None = None
@@ -270,9 +249,9 @@ class Enhancer:
         px = len(job.corners) * math.prod(job.tile_shape)
         return self._seconds_per_px * px * len(volume.hu)
 
-    def _run(self, jobs: Iterable[SliceJob], tiles_before: int = 0) -> Iterator[SliceJob]:
+    def _run(self, jobs: Iterable[SliceJob]) -> Iterator[SliceJob]:
         """The jobs with all their tiles done, each in fp32 if it was not finite in bf16."""
-        for job in self._batches.complete(jobs, self.precision, tiles_before=tiles_before):
+        for job in self._batches.complete(jobs, self.precision):
             if job.is_finite:
                 yield job
             else:

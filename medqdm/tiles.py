@@ -32,21 +32,17 @@ class TileBatches:
         self._device = device
         self.batch_size = batch_size
 
-    def complete(
-        self, jobs: Iterable[SliceJob], precision: Precision, *, tiles_before: int = 0
-    ) -> Iterator[SliceJob]:
+    def complete(self, jobs: Iterable[SliceJob], precision: Precision) -> Iterator[SliceJob]:
         """Enhance the tiles of all jobs in batches; the jobs, in order, when their last is done.
 
         Args:
             jobs: slices of one shape, with as many draws and as one ``mean``.
             precision: of the networks.
-            tiles_before: tiles of the first job to leave out; it is never done then.
 
         Raises:
             MedQDMError: one tile, or a block of a slice, does not fit into memory.
         """
         tiles = (Tile(job, y, x) for job in jobs for y, x in job.corners)
-        next(islice(tiles, tiles_before, tiles_before), None)
         waiting: list[Tile] = []
         while waiting := waiting + list(islice(tiles, max(0, self.batch_size - len(waiting)))):
             group = waiting[: self.batch_size]

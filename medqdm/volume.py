@@ -86,11 +86,11 @@ HU = NDArray[np.float32] | SliceStack[np.float32]
 Mask = NDArray[np.bool_] | SliceStack[np.bool_]
 
 
-def slice_digests(hu: HU) -> tuple[bytes, ...]:
-    """SHA-256 of each slice's HU; a series read from DICOM knows them already."""
-    if isinstance(hu, SliceStack) and hu.digests is not None:
-        return hu.digests
-    return tuple(hashlib.sha256(np.ascontiguousarray(image).data).digest() for image in hu)
+def slice_digests(stack: HU | Mask) -> tuple[bytes, ...]:
+    """SHA-256 of each slice's values; a series read from DICOM has them already."""
+    if isinstance(stack, SliceStack) and stack.digests is not None:
+        return stack.digests
+    return tuple(hashlib.sha256(np.ascontiguousarray(image).data).digest() for image in stack)
 
 
 @dataclass(frozen=True, eq=False)

@@ -115,6 +115,31 @@ def test_resume_leaves_out_what_is_finished(enhancer, root, tmp_path) -> None:
     assert sorted(row.status for row in anew)[:2] == ["enhanced"] * 2
 
 
+def test_a_corrected_patient_is_made_anew_and_the_others_are_left_out(
+    enhancer, root, tmp_path
+) -> None:
+    out = tmp_path / "out"
+    rows = enhance_all(enhancer, root, out, resume=True)
+    row = next(r for r in rows if r.status == "enhanced")
+    for file in (root / "a").iterdir():
+        dataset = pydicom.dcmread(file)
+        if dataset.SeriesInstanceUID == row.series:
+            dataset.PatientName = "Canary^Corrected"
+            dataset.save_as(file)
+    before = {p: p.read_bytes() for p in (out / row.output).iterdir()}
+    again = enhance_all(enhancer, root, out, resume=True)
+    assert sorted(r.status for r in again)[:2] == ["failed", "finished before"]
+    (failed,) = (r for r in again if r.status == "failed")
+    assert failed.output == row.output
+    assert "add --overwrite to make it anew" in failed.message
+    assert {p: p.read_bytes() for p in (out / row.output).iterdir()} == before
+    assert {r.status for r in again if r.is_failure} == {"failed", "refused"}
+    anew = enhance_all(enhancer, root, out, resume=True, overwrite=True)
+    assert sorted(r.status for r in anew)[:2] == ["enhanced", "finished before"]
+    names = {str(pydicom.dcmread(f).PatientName) for f in (out / row.output).glob("*.dcm")}
+    assert names == {"Canary^Corrected"}
+
+
 def test_a_bug_in_one_series_costs_no_other(enhancer, root, tmp_path, monkeypatch, caplog) -> None:
     real, calls = batch.enhance_volume, []
 

@@ -116,6 +116,21 @@ def test_save_replaces_whole_files_and_leaves_no_draft(saved, task, states):
     assert [path.name for path in saved.parent.iterdir()] == [saved.name]
 
 
+def test_links_of_others_at_a_hidden_name_are_not_followed(saved, task, states):
+    """Neither at the name of this process, as there once was one, nor at that of today."""
+    victim = saved.parent / "victim"
+    victim.write_text("mine")
+    (saved.parent / f".{saved.name}.{os.getpid()}").symlink_to(victim)
+    options = {"task": task, "autoencoder_state": states[0], "qdm_state": None, "record": {}}
+    save(saved, **options, dtype="float16")
+    assert victim.read_text() == "mine"
+    before = saved.read_bytes()
+    (saved.parent / f".{saved.name}.partial").symlink_to(victim)
+    with pytest.raises(MedQDMError, match="must be free, or a folder that medqdm left there"):
+        save(saved, **options, dtype="float32")
+    assert (saved.read_bytes(), victim.read_text()) == (before, "mine")
+
+
 def test_failing_write_leaves_the_old_file(saved, task, states, monkeypatch):
     before, write = saved.read_bytes(), Path.write_bytes
 

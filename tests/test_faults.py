@@ -1,4 +1,4 @@
-"""Nothing is lost: kills, signals, full disks and bad files, and runs that are taken up again."""
+"""Nothing is lost or mixed: kills, signals, full disks, bad files, and runs that are repeated."""
 
 import errno
 import json
@@ -13,6 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 import torch
 
@@ -83,19 +84,14 @@ def volume(ct_series) -> Volume:
     return io.read(ct_series(np.random.default_rng(0).normal(0, 300, (6, 16, 24)).round()))
 
 
-def stop_after(slices: int, out: Path, error: BaseException | None = None):
-    """A track that raises as soon as some slices of ``out`` are recorded."""
-    journal = out.parent / f".{out.name}.partial" / "journal.jsonl"
+def stop_after(slices: int, error: BaseException | None = None):
+    """A track that raises when so many slices are made."""
 
     def track(done, _total):
         for count, one in enumerate(done):
-            yield one
             if count == slices:
-                deadline = time.monotonic() + 30
-                while len(journal.read_text().splitlines()) <= slices:
-                    assert time.monotonic() < deadline
-                    time.sleep(0.001)
                 raise error or KeyboardInterrupt
+            yield one
 
     return track
 
@@ -112,151 +108,170 @@ def count_tiles(enhancer: Enhancer, monkeypatch: pytest.MonkeyPatch) -> list[int
     return sizes
 
 
+def await_file(file: Path) -> None:
+    deadline = time.monotonic() + 30
+    while not file.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def lingering_stop(slices: int, out: Path):
+    """A track that raises when so many slices are on the disk but one."""
+
+    def track(done, _total):
+        for count, one in enumerate(done):
+            if count == slices:
+                await_file(out.parent / f".{out.name}.partial" / "new" / f"IM{slices - 1:04d}.dcm")
+                raise KeyboardInterrupt
+            yield one
+
+    return track
+
+
+def retag(file: Path, **tags: str) -> None:
+    dataset = pydicom.dcmread(file)
+    for keyword, value in tags.items():
+        setattr(dataset, keyword, value)
+    dataset.save_as(file)
+
+
 class TestResume:
-    @pytest.mark.parametrize(
-        ("file_format", "batch_size", "stop", "tiles"),
-        [("dicom", 4, 4, 6), ("dicom", 7, 3, 11), ("nifti", 1, 2, 12)],
-    )
-    def test_the_result_does_not_tell_that_there_was_a_break(
-        self, drawing, volume, tmp_path, monkeypatch, file_format, batch_size, stop, tiles
+    """Series that are finished are left out; whatever else there is, is made anew."""
+
+    @pytest.mark.parametrize(("file_format", "draws"), [("dicom", 2), ("nifti", 1)])
+    def test_an_interrupted_run_leaves_nothing_to_build_on(
+        self, quick, volume, tmp_path, monkeypatch, file_format, draws
     ) -> None:
+        random = np.random.default_rng(draws)
+        monkeypatch.setattr(quick, "draws", draws)
         options = {"file_format": file_format, "dates": "source", "resume": True}
-        drawing.batch_size = batch_size
-        drawing.prepare(volume)
-        enhance_volume(drawing, volume, tmp_path / "whole", **options)
-        with pytest.raises(KeyboardInterrupt):
-            enhance_volume(
-                drawing,
-                volume,
-                tmp_path / "broken",
-                track=stop_after(stop, tmp_path / "broken"),
-                **options,
-            )
-        assert not (tmp_path / "broken").exists()
-        sizes = count_tiles(drawing, monkeypatch)
-        enhance_volume(drawing, volume, tmp_path / "broken", **options)
-        assert files_of(tmp_path / "broken") == files_of(tmp_path / "whole")
-        assert sum(sizes) == tiles  # 18 of all; the batch of the first missing tile is done again
+        enhance_volume(quick, volume, tmp_path / "whole", **options)
+        for error in (KeyboardInterrupt(), SystemExit(143), MedQDMError("x"), RuntimeError()):
+            track = stop_after(int(random.integers(0, 6)), error)
+            with pytest.raises(type(error)):
+                enhance_volume(quick, volume, tmp_path / "out", track=track, **options)
+            assert [p.name for p in tmp_path.glob("*out*")] == []
+        sizes = count_tiles(quick, monkeypatch)
+        enhance_volume(quick, volume, tmp_path / "out", **options)
+        assert sum(sizes) == 18  # all of them
+        assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
         assert not list(tmp_path.glob(".*"))
 
-    @pytest.mark.parametrize("steady", ["max", "median"])
-    def test_neighbours_still_have_their_say(self, weights, volume, tmp_path, steady) -> None:
-        enhancer = Enhancer(
-            weights,
-            device="cpu",
-            precision="fp32",
-            overrides=[f"diffusion.sampler.steady={steady}"],
-            draws=2,
-        )
+    @pytest.mark.parametrize("seed", range(4))
+    def test_a_corrected_patient_never_shares_an_output(
+        self, quick, volume, ct_series, tmp_path, seed
+    ) -> None:
+        """Between an interrupted, or a finished, run and the next one with ``--resume``."""
+        random = np.random.default_rng(seed)
+        keyword, value = [
+            ("PatientName", "Right^Name"), ("PatientID", "0001"),
+            ("PatientBirthDate", "19700101"), ("AccessionNumber", "7"),
+        ][seed]  # fmt: skip
+        uids = {k: volume.source.headers[k].SOPInstanceUID for k in range(6)}
+        first = volume.source.headers[0]
+        corrected = io.read(
+            ct_series(
+                np.asarray(volume.hu),
+                folder="corrected",
+                edit=lambda header, k: setattr(header, "SOPInstanceUID", uids[k]),
+                **{k: first[k].value for k in ("StudyInstanceUID", "SeriesInstanceUID",
+                                              "FrameOfReferenceUID")},
+                **{keyword: value},
+            )
+        )  # fmt: skip
         options = {"dates": "source", "resume": True}
-        enhance_volume(enhancer, volume, tmp_path / "whole", **options)
+        out = tmp_path / "out"
+        track = lingering_stop(int(random.integers(2, 6)), out)
         with pytest.raises(KeyboardInterrupt):
-            enhance_volume(
-                enhancer,
-                volume,
-                tmp_path / "broken",
-                track=stop_after(3, tmp_path / "broken"),
-                **options,
-            )
-        enhance_volume(enhancer, volume, tmp_path / "broken", **options)
-        assert files_of(tmp_path / "broken") == files_of(tmp_path / "whole")
-        assert (tmp_path / "broken" / "uncertainty.npz").is_file()
+            enhance_volume(quick, volume, out, track=track, **options)
+        assert enhance_volume(quick, corrected, out, **options).finished is None
+        written = [pydicom.dcmread(file) for file in sorted(out.glob("*.dcm"))]
+        assert [str(header[keyword].value) for header in written] == [value] * 6
+        series = {header.SeriesInstanceUID for header in written}
 
-    @pytest.fixture
-    def broken(self, quick, volume, tmp_path) -> Path:
-        """What an interrupted run left: four of six slices."""
-        with pytest.raises(KeyboardInterrupt):
-            enhance_volume(
-                quick,
-                volume,
-                tmp_path / "out",
-                track=stop_after(4, tmp_path / "out"),
-                dates="source",
-                resume=True,
-            )
-        (hidden,) = tmp_path.glob(".out.*")
-        assert len(list((hidden / "new").iterdir())) == 4
-        return hidden
-
-    @pytest.mark.parametrize(
-        ("spoil", "tiles"),
-        [
-            (lambda _hidden: None, 6),
-            (lambda hidden: (hidden / "new" / "IM0002.dcm").write_bytes(b"x"), 15),
-            (lambda hidden: (hidden / "new" / "IM0003.dcm").unlink(), 12),
-            (lambda hidden: (hidden / "parts" / "0004.refined.npy").unlink(), 9),
-            (lambda hidden: (hidden / "new" / "IM0009.dcm").write_bytes(b"x"), 6),
-            (
-                lambda hidden: (hidden / "journal.jsonl").write_text(
-                    (hidden / "journal.jsonl").read_text()[:-9]
-                ),
-                9,
-            ),
-            (lambda hidden: (hidden / "journal.jsonl").write_text(""), 18),
-            (lambda hidden: (hidden / "journal.jsonl").write_bytes(b"\xff\xfe"), 18),
-            (lambda hidden: (hidden / "journal.jsonl").unlink(), 18),
-            (lambda hidden: shutil.rmtree(hidden / "new"), 18),
-        ],
-    )
-    def test_only_what_is_whole_counts(
-        self, quick, volume, tmp_path, monkeypatch, broken, spoil, tiles
-    ) -> None:
-        spoil(broken)
-        sizes = count_tiles(quick, monkeypatch)
-        enhance_volume(quick, volume, tmp_path / "out", dates="source", resume=True)
-        assert sum(sizes) == tiles
-        expected = np.stack([done.hu for done in quick.slices(volume)])
-        np.testing.assert_array_equal(io.read(tmp_path / "out").hu, np.rint(expected))
-
-    def test_other_settings_begin_anew(
-        self, quick, volume, ct_series, tmp_path, monkeypatch, broken
-    ) -> None:
-        keep = tmp_path / "keep"
-        shutil.copytree(broken, keep)
-        sizes = count_tiles(quick, monkeypatch)
-        other = io.read(ct_series(np.asarray(volume.hu) + 1, folder="other"))
-        options: dict[str, object]
-        for name, given, options in (
-            ("seed", volume, {}),
-            ("input", other, {}),
-            ("weights", volume, {}),
-            ("syntax", volume, {"transfer_syntax": "rle"}),
-            ("dates", volume, {"dates": "now"}),
-        ):
-            shutil.rmtree(broken, ignore_errors=True)
-            shutil.copytree(keep, broken)
-            monkeypatch.setattr(quick, "seed", int(name == "seed"))
-            monkeypatch.setattr(quick, "sha256", name * 8)
-            sizes.clear()
-            quick.prepare(given)
-            sizes.clear()
-            enhance_volume(
-                quick, given, tmp_path / name, **({"dates": "source", "resume": True} | options)
-            )
-            assert sum(sizes) == 18, name
-
-    def test_a_run_without_resume_clears_it_away(self, quick, volume, tmp_path, broken) -> None:
-        with pytest.raises(KeyboardInterrupt):
-            enhance_volume(quick, volume, tmp_path / "out", track=stop_after(1, tmp_path / "out"))
-        assert not broken.exists()
-        assert not (tmp_path / "out").exists()
+        old = files_of(out)
+        with pytest.raises(MedQDMError, match="--resume needs the finished output of this very"):
+            enhance_volume(quick, volume, out, **options)
+        assert files_of(out) == old
+        assert enhance_volume(quick, volume, out, overwrite=True, **options).finished is None
+        written = [pydicom.dcmread(file) for file in sorted(out.glob("*.dcm"))]
+        assert {str(h[keyword].value) for h in written} == {str(first[keyword].value)}
+        assert len(series | {header.SeriesInstanceUID for header in written}) == 2
 
     def test_a_finished_run_is_left_alone(self, quick, volume, tmp_path, monkeypatch) -> None:
         out = tmp_path / "out"
         first = enhance_volume(quick, volume, out, resume=True)
         before = files_of(out)
         sizes = count_tiles(quick, monkeypatch)
-        again = enhance_volume(quick, volume, out, resume=True)
-        assert again.finished == first.numbers() == again.numbers()
+        for options in ({}, {"overwrite": True}):
+            again = enhance_volume(quick, volume, out, resume=True, **options)
+            assert again.finished == first.numbers() == again.numbers()
         assert (sizes, files_of(out)) == ([], before)
-        quick.seed = 1
-        with pytest.raises(MedQDMError, match="the output folder must be empty"):
-            enhance_volume(quick, volume, out, resume=True)
+
+    @pytest.mark.parametrize("what", ["seed", "weights", "input", "syntax", "dates"])
+    def test_another_run_replaces_a_finished_one_with_overwrite_only(
+        self, quick, volume, ct_series, tmp_path, monkeypatch, what
+    ) -> None:
+        out = tmp_path / "out"
+        enhance_volume(quick, volume, out, dates="source")
+        before = files_of(out)
+        options = {"dates": "source", "resume": True}
+        if what == "input":
+            volume = io.read(ct_series(np.asarray(volume.hu) + 1, folder="other"))
+        monkeypatch.setattr(quick, "seed", int(what == "seed"))
+        monkeypatch.setattr(quick, "sha256", "other" if what == "weights" else quick.sha256)
+        options |= {"syntax": {"transfer_syntax": "rle"}, "dates": {"dates": "now"}}.get(what, {})
+        with pytest.raises(MedQDMError, match="add --overwrite to make it anew"):
+            enhance_volume(quick, volume, out, **options)
         assert files_of(out) == before
-        quick.seed = 0
-        (out / "IM0003.dcm").unlink()
-        enhance_volume(quick, volume, out, resume=True, overwrite=True)
-        assert len(list(out.glob("*.dcm"))) == 6
+        assert enhance_volume(quick, volume, out, overwrite=True, **options).finished is None
+        assert files_of(out) != before
+        assert enhance_volume(quick, volume, out, **options).finished is not None
+
+    @pytest.mark.parametrize(
+        "spoil",
+        [
+            lambda out: (out / "IM0003.dcm").unlink(),
+            lambda out: (out / "IM0003.dcm").write_bytes(b"x"),
+            lambda out: shutil.copy(out / "IM0003.dcm", out / "IM0007.dcm"),
+            lambda out: shutil.copy(out / "IM0003.dcm", out / "IM0002.dcm"),
+            lambda out: retag(out / "IM0005.dcm", PatientName="Other^Patient"),
+            lambda out: retag(out / "IM0001.dcm", StudyInstanceUID="1.2.3"),
+            lambda out: (out / "run.json").write_text("{}"),
+        ],
+    )
+    def test_an_output_that_was_touched_is_not_finished(
+        self, quick, volume, tmp_path, spoil
+    ) -> None:
+        out, options = tmp_path / "out", {"dates": "source", "resume": True}
+        enhance_volume(quick, volume, out, **options)
+        before = files_of(out)
+        spoil(out)
+        with pytest.raises(MedQDMError, match="or an incomplete one; add --overwrite"):
+            enhance_volume(quick, volume, out, **options)
+        assert enhance_volume(quick, volume, out, overwrite=True, **options).finished is None
+        assert files_of(out) == before
+
+    @pytest.mark.parametrize("seed", range(4))
+    def test_slices_that_change_on_their_way_end_the_run(
+        self, quick, volume, tmp_path, seed
+    ) -> None:
+        """Somebody writes another patient, or study, into a slice that was checked already."""
+        random = np.random.default_rng(seed)
+        tags = [{"PatientName": "Other"}, {"PatientID": "1"}, {"StudyInstanceUID": "1.2.3"},
+                {"StudyDate": "20200103"}][seed]  # fmt: skip
+        victim = tmp_path / ".out.partial" / "new" / f"IM{random.integers(1, 3):04d}.dcm"
+
+        def track(slices, _total):
+            for z, done in enumerate(slices):
+                yield done
+                if z == 4:
+                    await_file(victim.with_name("IM0003.dcm"))
+                    retag(victim, **tags)
+
+        with pytest.raises(MedQDMError, match=f"{victim.name}: a derived slice must keep"):
+            enhance_volume(quick, volume, tmp_path / "out", track=track)
+        assert not list(tmp_path.glob("*out*"))
 
     def test_one_run_at_a_time(self, quick, volume, tmp_path) -> None:
         other = """if True:
@@ -365,7 +380,7 @@ assert wait(run(place / "old", seed=1)) == 0
 seconds = time.monotonic() - began
 before, new, old = state(series), state(place / "new"), state(place / "old")
 assert new != old
-counts = {"kills": 0, "too_late": 0, "old": 0, "nothing": 0, "new": 0, "resumed": 0,
+counts = {"kills": 0, "too_late": 0, "old": 0, "nothing": 0, "new": 0, "made_anew": 0,
           "run_seconds": round(seconds, 2)}
 began = time.monotonic()
 while counts["kills"] < kills or (not kills and time.monotonic() - began < budget):
@@ -400,7 +415,7 @@ while counts["kills"] < kills or (not kills and time.monotonic() - began < budge
             break
     if state(out) != new:
         assert wait(run(out, overwrite=replaces, resume=True)) == 0
-        counts["resumed"] += 1
+        counts["made_anew"] += 1
     assert state(out) == new
     assert not list(place.glob(".new*")) and not list(place.glob(".old*"))
     if list(place.glob(".out*")):  # the kill came when all was done but the clearing away
@@ -519,7 +534,7 @@ def medqdm(forks, tmp_path_factory):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_end_a_run_cleanly(medqdm, weights, ct_series, tmp_path, number, code) -> None:
-    """Nothing is left of a plain run; one with --resume goes on later."""
+    """Nothing is left of a run, with --resume or without."""
     series = ct_series(np.random.default_rng(0).normal(0, 300, (8, 48, 64)).round())
     out = tmp_path / "results" / "out"
     arguments = ["enhance", series, "-o", out, "--weights", weights, "--device", "cpu"]
@@ -528,8 +543,7 @@ def test_signals_end_a_run_cleanly(medqdm, weights, ct_series, tmp_path, number,
         ended = medqdm(*arguments, *options, signal=int(number), after=str(seen))
         assert ended[0] == code
         assert "Traceback" not in "".join(ended[1:])
-        assert (tmp_path / "results").exists() == bool(options)
-        assert not out.exists()
+        assert not (tmp_path / "results").exists()
     assert medqdm(*arguments, "--resume")[0] == 0
     assert len(list(out.glob("*.dcm"))) == 8
     assert [p.name for p in out.parent.iterdir()] == ["out"]
@@ -554,8 +568,7 @@ def test_a_disk_that_takes_no_more_is_told_in_one_line(
     assert [p.name for p in tmp_path.iterdir() if p != series] == []
 
 
-@pytest.mark.parametrize("resume", [False, True])
-def test_a_small_disk_fills_up(medqdm, weights, ct_series, tmp_path, resume: bool) -> None:
+def test_a_small_disk_fills_up(medqdm, weights, ct_series, tmp_path) -> None:
     """A file system of 300 KB; where none may be mounted, files of 60 KB at the most."""
     series = ct_series(np.random.default_rng(0).normal(0, 300, (8, 48, 64)).round())
     before = files_of(series)
@@ -563,7 +576,7 @@ def test_a_small_disk_fills_up(medqdm, weights, ct_series, tmp_path, resume: boo
     disk.mkdir()
     code, out, err = medqdm(
         "enhance", series, "-o", disk / "results" / "out", "--weights", weights, "--device", "cpu",
-        "--precision", "fp32", "--transfer-syntax", "rle", *["--resume"] * resume,
+        "--precision", "fp32", "--transfer-syntax", "rle",
         disk=str(disk), disk_bytes=300_000, most_bytes_else=60_000, left=str(left),
     )  # fmt: skip
     found = json.loads(left.read_text())
@@ -573,20 +586,18 @@ def test_a_small_disk_fills_up(medqdm, weights, ct_series, tmp_path, resume: boo
     assert f"must fit on a disk that can be written, got '{said}'; " in err
     assert len(err.splitlines()) == 1
     assert "Traceback" not in out + err
-    assert "out" not in found["left"]
-    assert bool(found["left"]) == resume
+    assert found["left"] == []
     assert files_of(series) == before
     assert list(disk.iterdir()) == [] or not found["small"]
 
 
 @pytest.mark.parametrize(
-    ("name", "resume"),
-    [("new/IM0004.dcm", False), ("new/IM0004.dcm", True), ("parts/0004.refined.npy", True),
-     ("journal.jsonl", False), ("new/refined.npz", True), ("new/uncertainty.npz", False),
-     ("new/comparison.png", False), ("new/report.html", True), ("new/run.json", False)],
+    "name",
+    ["new/IM0004.dcm", "parts/0004.refined.npy", "new/refined.npz", "new/uncertainty.npz",
+     "new/comparison.png", "new/report.html", "new/run.json"],
 )  # fmt: skip
 def test_no_space_is_left_for_any_of_the_files(
-    quick_engine, volume, tmp_path, monkeypatch, name: str, resume: bool
+    quick_engine, volume, tmp_path, monkeypatch, name: str
 ) -> None:
     """The system itself says so, file by file: writing to /dev/full fails as on a full disk."""
     grey = np.zeros((8, 8), np.float32)
@@ -601,11 +612,10 @@ def test_no_space_is_left_for_any_of_the_files(
         full.symlink_to("/dev/full")
         return slices
 
-    options = {"dates": "source", "resume": resume}
+    options = {"dates": "source"}
     with pytest.raises(MedQDMError, match="got 'No space left on device'; "):
         enhance_volume(quick_engine, volume, tmp_path / "out", track=track, **options)
-    assert not (tmp_path / "out").exists()
-    assert bool(list(tmp_path.glob(".out*"))) == resume
+    assert not list(tmp_path.glob("*out*"))
     enhance_volume(quick_engine, volume, tmp_path / "out", **options)
     files = list((tmp_path / "out").iterdir())
     assert len([file for file in files if file.suffix == ".dcm"]) == 6
@@ -613,10 +623,7 @@ def test_no_space_is_left_for_any_of_the_files(
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])
-@pytest.mark.parametrize("resume", [False, True])
-def test_a_full_disk_on_the_way(
-    quick, volume, tmp_path, monkeypatch, number: int, resume: bool
-) -> None:
+def test_a_full_disk_on_the_way(quick, volume, tmp_path, monkeypatch, number: int) -> None:
     real, calls = np.save, []
 
     def save(file: Path, array: object) -> None:
@@ -627,12 +634,11 @@ def test_a_full_disk_on_the_way(
 
     with monkeypatch.context() as patched:
         patched.setattr("medqdm.io.output.np.save", save)
-        match = f"got '{os.strerror(number)}'; " + (
-            "what is done is kept" if resume else "nothing was written")  # fmt: skip
+        match = f"got '{os.strerror(number)}'; nothing was written"
         with pytest.raises(MedQDMError, match=match):
-            enhance_volume(quick, volume, tmp_path / "out", dates="source", resume=resume)
-    assert bool(list(tmp_path.glob(".out*"))) == resume
-    enhance_volume(quick, volume, tmp_path / "out", dates="source", resume=resume)
+            enhance_volume(quick, volume, tmp_path / "out", dates="source")
+    assert not list(tmp_path.glob("*out*"))
+    enhance_volume(quick, volume, tmp_path / "out", dates="source")
     expected = np.stack([done.hu for done in quick.slices(volume)])
     np.testing.assert_array_equal(io.read(tmp_path / "out").hu, np.rint(expected))
 
@@ -724,8 +730,7 @@ def test_a_file_that_changes_while_it_is_read(quick, ct_series, tmp_path) -> Non
     assert not list(tmp_path.glob("*out*"))
 
 
-@pytest.mark.parametrize("resume", [False, True])
-def test_a_network_that_gives_nan(quick, volume, tmp_path, monkeypatch, resume: bool) -> None:
+def test_a_network_that_gives_nan(quick, volume, tmp_path, monkeypatch) -> None:
     real, calls = quick.engine.show, []
     quick.prepare(volume)
 
@@ -736,9 +741,8 @@ def test_a_network_that_gives_nan(quick, volume, tmp_path, monkeypatch, resume: 
     with monkeypatch.context() as patched:
         patched.setattr(quick.engine, "show", show)
         with pytest.raises(MedQDMError, match="slice 5: the network's output must be finite"):
-            enhance_volume(quick, volume, tmp_path / "out", resume=resume)
-    assert not (tmp_path / "out").exists()
-    assert bool(list(tmp_path.glob(".out*"))) == resume
+            enhance_volume(quick, volume, tmp_path / "out")
+    assert not list(tmp_path.glob("*out*"))
 
 
 def test_memory_that_runs_out_in_a_batch(quick, volume, tmp_path, monkeypatch) -> None:
@@ -784,10 +788,11 @@ class TestWhole:
         aside = tmp_path / ".out.partial" / "old"
         aside.mkdir(parents=True)
         (aside / "mine").touch()
+        (aside.parent / "medqdm.lock").touch()
         seen = []
 
         def fail() -> None:
-            with whole.resumable_folder(tmp_path / "out", overwrite=True):
+            with whole.whole_folder(tmp_path / "out", overwrite=True):
                 seen.extend(p.name for p in (tmp_path / "out").iterdir())
                 raise RuntimeError
 

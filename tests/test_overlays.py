@@ -75,10 +75,13 @@ def test_a_finished_run_without_them_is_not_taken_for_one_with_them(
     out, options = tmp_path / "out", {"weights": weights, "device": "cpu", "resume": True}
     assert enhance_series(source, out, **options).finished is None
     assert enhance_series(source, out, **options).finished is not None
-    with pytest.raises(MedQDMError, match="must be empty"):
+    with pytest.raises(MedQDMError, match="add --overwrite to make it anew"):
         enhance_series(source, out, segmentation=True, **options)
     enhance_series(source, out, segmentation=True, overwrite=True, **options)
     assert enhance_series(source, out, segmentation=True, **options).finished is not None
+    (out / "overlays" / "segmentation.dcm").unlink()
+    again = enhance_series(source, out, segmentation=True, overwrite=True, **options)
+    assert again.finished is None
 
 
 def test_a_broken_run_leaves_no_half_of_them(

@@ -18,7 +18,7 @@ from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
-from medqdm import batch, cli, enhance
+from medqdm import batch, cli
 from medqdm.engine import Engine
 from medqdm.io.dicom_scan import tolerant
 
@@ -172,21 +172,3 @@ def test_a_network_that_fails(run, ct_series, tmp_path, monkeypatch) -> None:
     assert code == 2
     assert_nothing_of_the_patient(said)
     assert not list(tmp_path.glob("*out*"))
-
-
-def test_what_lies_there_after_an_interruption(weights, ct_series, tmp_path) -> None:
-    """The journal of a run that ``--resume`` will take up."""
-    series = canary_series(ct_series, "series")
-
-    def stop(slices, _total):
-        for count, one in enumerate(slices):
-            yield one
-            if count == 1:
-                raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        enhance.enhance_series(series, tmp_path / "out", weights=weights, device="cpu",
-                               precision="fp32", resume=True, track=stop)  # fmt: skip
-    found = told(tmp_path / ".out.partial")
-    assert "journal.jsonl" in found
-    assert_nothing_of_the_patient(found)

@@ -91,7 +91,12 @@ def enhance(  # noqa: PLR0913, PLR0917  (one option each)
         bool, typer.Option("--parametric-map", help="DICOM: the uncertainty as an object too.")
     ] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue an interrupted run; keep one that is.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Leave out series whose output is finished; with --overwrite, make outdated ones "
+            "anew.",
+        ),
     ] = False,
     overwrite: Overwrite = False,
 ) -> None:

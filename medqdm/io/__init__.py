@@ -18,7 +18,7 @@ from medqdm.io.formats import ITK_ENDINGS, NIFTI_ENDINGS, has_ending
 from medqdm.io.inventory import Inventory, SeriesSummary, find_series, take_inventory
 from medqdm.io.itk import read_itk, write_itk
 from medqdm.io.nifti import read_nifti, write_nifti
-from medqdm.io.output import FORMATS, RUN_FILE, Output, open_output
+from medqdm.io.output import FORMATS, RUN_FILE, Output, is_complete, open_output
 from medqdm.volume import Volume
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "WriteReport",
     "find_series",
     "identify",
+    "is_complete",
     "open_output",
     "read",
     "take_inventory",

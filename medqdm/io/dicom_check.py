@@ -21,6 +21,7 @@ from medqdm.io.dicom_header import (
     clean,
     image_type,
 )
+from medqdm.io.dicom_owner import check_owner
 from medqdm.io.dicom_pixels import padding_ends, stored_range
 from medqdm.io.dicom_syntax import SYNTAXES
 from medqdm.volume import check_same_edges
@@ -28,11 +29,16 @@ from medqdm.volume import check_same_edges
 _LOSS = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
 _LONGEST_DS = 16
 
-# Patient, study, frame, acquisition, meaning of the words: as in the source, all of group 0010 too.
-_KEPT = (
+# Patient (groups 0010 and 0012 too), study, frame, acquisition, meaning of the words: as in the
+# source.
+_PATIENT_GROUPS = (0x0010, 0x0012)
+_STUDY = (
     "StudyInstanceUID", "StudyID", "StudyDate", "StudyTime", "AccessionNumber",
-    "ReferringPhysicianName", "StudyDescription", "SpecificCharacterSet",
-    "TimezoneOffsetFromUTC", "FrameOfReferenceUID", "PositionReferenceIndicator",
+    "ReferringPhysicianName", "StudyDescription",
+)  # fmt: skip
+_KEPT = (
+    "SpecificCharacterSet", "TimezoneOffsetFromUTC", "FrameOfReferenceUID",
+    "PositionReferenceIndicator",
     "PatientPosition", "BodyPartExamined", "ImageOrientationPatient", "SliceThickness",
     "SpacingBetweenSlices", "SliceLocation", "GantryDetectorTilt", "ReconstructionDiameter",
     "InstanceNumber", "AcquisitionNumber", "AcquisitionDate", "AcquisitionTime",
@@ -79,6 +85,8 @@ def check_slice(
 def check_series(files: Sequence[Path], sources: Sequence[Dataset]) -> None:
     """Refuse written slices that are not one series, one for each slice of the source.
 
+    Patient and study are compared once more, since files may change after they were checked.
+
     Args:
         files: the slices as they lie on the disk, in order.
         sources: headers of the slices they come from.
@@ -95,8 +103,11 @@ def check_series(files: Sequence[Path], sources: Sequence[Dataset]) -> None:
     shared: list[str] = []
     seen: set[str] = set()
     numbers: set[str] = set()
-    for file in files:
+    for file, source in zip(files, sources, strict=True):
         written = pydicom.dcmread(file, stop_before_pixels=True)
+        for is_right, what in _owner_findings(written, source):
+            if not is_right:
+                raise _fault(file, what)
         uid = str(written.SOPInstanceUID)
         if uid in seen | used:
             raise _fault(file, "have a SOPInstanceUID that no other image has")
@@ -106,6 +117,7 @@ def check_series(files: Sequence[Path], sources: Sequence[Dataset]) -> None:
         shared = shared or same
         if same != shared:
             raise _fault(file, "share its series' UID, number and date with the others")
+    check_owner(sources, where="derived series")  # its slices were found to have the same owners
     if len(numbers) < len({_text(source, "InstanceNumber") or str(k) for k, source in
                            enumerate(sources)}):  # fmt: skip
         raise _fault(files[0], "have the instance number of its source")
@@ -146,7 +158,7 @@ def _identity_findings(written: Dataset, source: Dataset) -> Iterator[tuple[bool
         before = _text(source, keyword)
         given = keyword in _MAY_BE_NEW and not before
         yield given or _text(written, keyword) == before, f"keep {keyword}"
-    yield _patient(written) == _patient(source), "keep the patient"
+    yield from _owner_findings(written, source)
     yield all(keyword in written for keyword in PRESENT), "have all that a CT image must have"
     number = _text(written, "SeriesNumber")
     yield number not in ("", _text(source, "SeriesNumber")), "have a series number of its own"
@@ -209,9 +221,16 @@ def _pixel_findings(
     yield words is None or np.array_equal(held, words), "hold the very pixels that were made"
 
 
-def _patient(dataset: Dataset) -> dict[int, str]:
-    """What group 0010 says, private elements in its items aside."""
-    group = copy.deepcopy(dataset.group_dataset(0x0010))
+def _owner_findings(written: Dataset, source: Dataset) -> Iterator[tuple[bool, str]]:
+    for keyword in _STUDY:
+        yield _text(written, keyword) == _text(source, keyword), f"keep {keyword}"
+    for group in _PATIENT_GROUPS:
+        yield _group(written, group) == _group(source, group), "keep the patient"
+
+
+def _group(dataset: Dataset, number: int) -> dict[int, str]:
+    """What a group of elements says, private ones in its items aside."""
+    group = copy.deepcopy(dataset.group_dataset(number))
     clean(group)
     return {int(tag): text for tag in group.keys() if (text := _text(group, tag))}  # noqa: SIM118
 

@@ -83,7 +83,12 @@ def read_dicom(
         decode = _decoder(stack.slices, digests)
         shape = (len(headers), int(headers[0].Rows), int(headers[0].Columns))
         x_step, y_step = _steps(headers[0])
-        padding = SliceStack(shape, np.bool_, lambda z: decode(z).padding.copy())
+        padding = SliceStack(
+            shape,
+            np.bool_,
+            lambda z: decode(z).padding.copy(),
+            digests=tuple(slice_.padding_digest for slice_ in checked),
+        )
         return Volume(
             hu=SliceStack(shape, np.float32, lambda z: decode(z).hu.copy(), digests=digests),
             origins_mm=np.array([h.ImagePositionPatient for h in headers], dtype=np.float64),
@@ -107,12 +112,14 @@ class _Checked(NamedTuple):
 
     Args:
         digest: SHA-256 of the HU.
+        padding_digest: the same of the padding mask.
         is_padded: whether it holds padding, declared or not.
         is_silent: whether it holds padding that its header did not declare.
         highest_hu: the largest value.
     """
 
     digest: bytes
+    padding_digest: bytes
     is_padded: bool
     is_silent: bool
     highest_hu: float
@@ -177,7 +184,8 @@ def _check_pixels(item: Slice) -> _Checked:
             item.header.LossyImageCompressionMethod = method
     is_silent = pixels.undeclared is not None
     highest = float(pixels.hu.max())
-    return _Checked(_digest(pixels), bool(pixels.padding.any()), is_silent, highest)
+    padding = _digest(pixels.padding)
+    return _Checked(_digest(pixels.hu), padding, bool(pixels.padding.any()), is_silent, highest)
 
 
 def _decoder(slices: Sequence[Slice], digests: Sequence[bytes]) -> Callable[[int], Pixels]:
@@ -188,7 +196,7 @@ def _decoder(slices: Sequence[Slice], digests: Sequence[bytes]) -> Callable[[int
         name = slices[z].name
         with tolerant(), one_line_for(name):
             pixels = to_hu(read_slice(slices[z]), where=name)
-        if _digest(pixels) != digests[z]:
+        if _digest(pixels.hu) != digests[z]:
             raise MedQDMError(
                 f"{name}: a CT file must not change while its series is in use, got other "
                 "pixels than before; start again when the series is complete"
@@ -198,8 +206,8 @@ def _decoder(slices: Sequence[Slice], digests: Sequence[bytes]) -> Callable[[int
     return decode
 
 
-def _digest(pixels: Pixels) -> bytes:
-    return hashlib.sha256(np.ascontiguousarray(pixels.hu).data).digest()
+def _digest(values: NDArray[np.generic]) -> bytes:
+    return hashlib.sha256(np.ascontiguousarray(values).data).digest()
 
 
 def _choose(found: Scan, series: str | None, *, where: str) -> tuple[str, str]:

@@ -14,7 +14,8 @@ from pydicom import Dataset
 
 from medqdm.errors import MedQDMError
 from medqdm.io.dicom_frames import Slice, read_slice
-from medqdm.io.dicom_open import one_line_for
+from medqdm.io.dicom_open import one_line_for, shallow_copy
+from medqdm.io.dicom_owner import check_owner
 from medqdm.io.dicom_pixels import to_hu
 
 ORIENTATION_TOLERANCE = 1e-4  # of direction cosines
@@ -162,20 +163,8 @@ def check_geometry(item: Slice) -> None:
 
 
 def _check_owner(slices: list[Slice], warnings: list[str], label: str) -> None:
-    """Careless anonymization gives the series of several patients one UID.
-
-    A study for each single slice is the work of a converter, and no reason to refuse them.
-    """
-    patients = len({str(item.header.get("PatientID") or "") for item in slices})
-    studies = len({str(item.header.get("StudyInstanceUID") or "") for item in slices})
-    if patients > 1 or 1 < studies < len(slices):
-        owner, count = ("patient", patients) if patients > 1 else ("study", studies)
-        raise MedQDMError(
-            f"{label}: its slices must belong to one {owner}, got {count} that share its UID; "
-            "give the files of one"
-        )
-    if studies > 1:
-        warnings.append("every slice names a study of its own; a PACS will not keep them together")
+    # copies: values that are merely kept stay undecoded
+    warnings += check_owner([shallow_copy(item.header) for item in slices], where=label)
 
 
 def _drop_localizers(slices: list[Slice], warnings: list[str], label: str) -> list[Slice]:

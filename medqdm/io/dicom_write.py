@@ -26,9 +26,10 @@ from medqdm.io.dicom_pixels import padding_ends, stored_range
 from medqdm.io.dicom_scan import scan, tolerant
 from medqdm.io.dicom_syntax import SYNTAXES, choose_bits, set_pixels
 from medqdm.io.dicom_uid import make_uid
+from medqdm.io.identity import digest_source
 from medqdm.io.whole import whole_folder
 from medqdm.streaming import map_behind
-from medqdm.volume import Volume, slice_digests
+from medqdm.volume import Volume
 
 SLICES_BEHIND = 2  # written while the next one is made
 DATES = ("now", "source")
@@ -142,9 +143,9 @@ class DerivedSeries:
                 mislead a reader.
         """
         header = self._headers[k]
-        padding = _padding(self._source, k, self._settings.upscale)
+        padding = padding_of(self._source, k, self._settings.upscale)
         _check_pixels(self._source, hu, padding.shape, k)
-        file = folder / f"IM{k + 1:04d}.dcm"
+        file = folder / _slice_name(k)
         with tolerant(), one_line_for(f"header of slice {k + 1}"):
             out = derived_header(header, self._derivation, index=k)
             choose_bits(out, self._settings.transfer_syntax)
@@ -158,20 +159,46 @@ class DerivedSeries:
             check_slice(file, header, padding, words=words)
         return file, clipped
 
-    def finish(self, folder: Path, names: Sequence[str], num_clipped: int) -> WriteReport:
-        """Check the files of a complete series against each other.
+    def finish(self, folder: Path, num_clipped: int) -> WriteReport:
+        """Check the files of a complete series against each other and against their sources.
 
         Args:
             folder: where they lie.
-            names: of the files, in slice order.
             num_clipped: pixels that were clipped in all of them.
 
         Raises:
-            MedQDMError: a slice is missing, or the files are not one series.
+            MedQDMError: a slice is missing or one too many, or the files are not one series of the
+                source's patient.
         """
+        files = slice_files(folder, len(self._headers))
         with tolerant(), one_line_for("derived series"):
-            check_series([folder / name for name in names], self._headers)
-        return WriteReport(len(names), num_clipped, self.series_instance_uid, tuple(names))
+            check_series(files, self._headers)
+        names = tuple(file.name for file in files)
+        return WriteReport(len(names), num_clipped, self.series_instance_uid, names)
+
+
+def _slice_name(k: int) -> str:
+    return f"IM{k + 1:04d}.dcm"
+
+
+def slice_files(folder: Path, num_slices: int) -> list[Path]:
+    """The files of a derived series, in slice order.
+
+    Args:
+        folder: where they lie.
+        num_slices: of the series.
+
+    Raises:
+        MedQDMError: one is missing, or there is another.
+    """
+    names = [_slice_name(k) for k in range(num_slices)]
+    found = {file.name for file in folder.glob("*.dcm")}
+    if found != set(names):
+        raise MedQDMError(
+            f"a derived series must have {num_slices} slices like its source and no other file, "
+            f"got {len(found)}; nothing was written"
+        )
+    return [folder / name for name in names]
 
 
 def write_series(  # noqa: PLR0913  (all but three by keyword)
@@ -227,9 +254,7 @@ def write_series(  # noqa: PLR0913  (all but three by keyword)
     with whole_folder(folder, overwrite=overwrite) as partial:
         paired = zip(range(len(source.hu)), slices, strict=True)
         saved = list(map_behind(lambda job: series.save(*job, partial), paired, SLICES_BEHIND))
-        report = series.finish(
-            partial, [file.name for file, _ in saved], sum(clipped for _, clipped in saved)
-        )
+        report = series.finish(partial, sum(clipped for _, clipped in saved))
         if extra is not None:
             extra(partial, report)
     return report
@@ -252,15 +277,9 @@ def refuse_the_input(source: Volume, folder: Path, *, overwrite: bool) -> None:
 
 
 def identify(source: Volume, settings: SeriesSettings) -> str:
-    """A digest of all that decides about the output: source UIDs and pixels, and the entropy."""
-    digest = hashlib.sha256(b"".join(slice_digests(source.hu)))
-    digest.update(source.origins_mm.tobytes())
-    if source.source.kind == "dicom":
-        for header in source.source.headers:
-            uids = (header.get("SeriesInstanceUID"), header.get("SOPInstanceUID"))
-            digest.update(repr([str(uid) for uid in uids]).encode())
-    digest.update(repr(_entropy(settings)).encode())
-    return digest.hexdigest()
+    """A digest of all that decides about the output: the whole source, and the entropy."""
+    parts = [digest_source(source), *_entropy(settings)]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 def _entropy(settings: SeriesSettings) -> list[str]:
@@ -285,7 +304,8 @@ def _source_headers(source: Volume, identity: str, made_at: datetime | None) -> 
     return blank_headers(source, identity=identity, made_at=made_at)
 
 
-def _padding(source: Volume, k: int, upscale: int) -> NDArray[np.bool_]:
+def padding_of(source: Volume, k: int, upscale: int) -> NDArray[np.bool_]:
+    """The padding of slice ``k`` at the new size, ``(y * upscale, x * upscale)``."""
     if source.padding is None:
         return np.zeros([side * upscale for side in source.hu.shape[1:]], dtype=bool)
     return source.padding[k].repeat(upscale, axis=0).repeat(upscale, axis=1)

@@ -1,27 +1,27 @@
 """Whole: an output appears complete under its name, or not at all.
 
 It is filled in a hidden folder beside its place (``.NAME.partial``), which one process at a time
-may hold. A run that was killed leaves that folder behind; the next run for the same place continues
-there or clears it away.
+holds. A later run never builds on it: the folder is cleared by the run itself or, if that was
+killed, by the next run for the same place.
 """
 
 import ctypes
 import errno
-import json
 import os
 import shutil
+import stat
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
 from medqdm.errors import MedQDMError
 
+_LOCK = "medqdm.lock"  # in every hidden folder that medqdm made, and in no other
 _LOCK_SECONDS = 1.0  # what a run that ends just now may need to let go
+_TRIES = 5  # a run that ends just now may remove the folder that another is about to take
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux's renameat2
 
 
@@ -36,6 +36,18 @@ def whole_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     Raises:
         MedQDMError: the file exists and may not be replaced, or the disk does not take it.
     """
+    _check_file(path, overwrite=overwrite)
+    path = path.resolve()
+    with _hidden_sibling(path) as hidden, told_by_the_disk(path):
+        _clear(hidden)
+        partial = hidden / path.name
+        yield partial
+        _sync(partial)
+        _check_file(path, overwrite=overwrite)  # somebody may have been there
+        partial.replace(path)
+
+
+def _check_file(path: Path, *, overwrite: bool) -> None:
     if path.is_dir():
         raise MedQDMError(f"{path}: the output must be a file, got a folder; add a file name")
     if path.exists() and not overwrite:
@@ -43,13 +55,6 @@ def whole_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
             f"{path}: the output must not exist yet, got a file; "
             "choose another name or add --overwrite"
         )
-    path = path.resolve()
-    with _hidden_sibling(path) as hidden, told_by_the_disk(path):
-        _clear(hidden)
-        partial = hidden / path.name
-        yield partial
-        _sync(partial)
-        partial.replace(path)
 
 
 @contextmanager
@@ -57,6 +62,8 @@ def whole_folder(
     path: Path, *, overwrite: bool = False, marker: str | None = None
 ) -> Iterator[Path]:
     """A hidden sibling folder to fill, renamed to ``path`` when the block ends well.
+
+    What lies beside it, in its parent, is removed at the end: a place for temporary files.
 
     Args:
         path: the folder to appear; missing parent folders are made.
@@ -66,8 +73,26 @@ def whole_folder(
     Raises:
         MedQDMError: something is there that may not be replaced, or the disk does not take it.
     """
-    with resumable_folder(path, overwrite=overwrite, marker=marker) as unfinished:
-        yield unfinished.folder
+    check_folder(path, overwrite=overwrite, marker=marker)
+    path = path.resolve()  # beside what a link points to; "." has no name
+    if path.is_mount():
+        raise MedQDMError(
+            f"{path}: the output must be a folder that can be renamed, got the top of a mounted "
+            f"disk; give a folder in it, such as {path / 'enhanced'}"
+        )
+    with _hidden_sibling(path) as hidden, told_by_the_disk(path):
+        new, old = hidden / "new", hidden / "old"
+        _put_back(old, path)
+        _clear(hidden)
+        new.mkdir()  # not with the mode of the hidden folder: this one is published
+        try:
+            yield new
+            for file in new.rglob("*"):
+                _sync(file)
+            check_folder(path, overwrite=overwrite, marker=marker)  # somebody may have been there
+            _publish(new, path, aside=old)
+        finally:
+            _put_back(old, path)
 
 
 @contextmanager
@@ -82,141 +107,6 @@ def alone(path: Path) -> Iterator[None]:
     """
     with _hidden_sibling(path.resolve()):
         yield
-
-
-class Unfinished:
-    """A folder on its way, and a journal of the parts that are in it for good.
-
-    Args:
-        hidden: the hidden folder that holds it.
-        identity: what the content depends on; another one's parts are of no use.
-        facts: what has to be the same for all parts though it is not part of the identity, such as
-            the time; those of the run that began count.
-        resume: whether to go on with what an earlier run left there.
-
-    Attributes:
-        folder: what will appear.
-        parts: files that are needed until then only.
-        facts: as above.
-        notes: what ``add`` was told of the parts that are there, in order.
-    """
-
-    def __init__(
-        self, hidden: Path, *, identity: str, facts: Mapping[str, Any], resume: bool
-    ) -> None:
-        self.folder, self.parts = hidden / "new", hidden / "parts"
-        self.facts: dict[str, Any] = dict(facts)
-        self.notes: list[dict[str, Any]] = []
-        self._journal = hidden / "journal.jsonl"
-        kept = self._read(identity) if resume else []
-        if not kept:
-            _clear(hidden)
-        self.folder.mkdir(exist_ok=True)
-        self.parts.mkdir(exist_ok=True)
-        self._begin(kept or [{"identity": identity, "facts": self.facts}])
-
-    def add(self, note: Mapping[str, Any], files: Sequence[Path]) -> None:
-        """Record that a part is complete.
-
-        Args:
-            note: what is to be known about it, for JSON.
-            files: the files of the part, in ``folder`` or ``parts``.
-        """
-        for file in files:
-            _sync(file)
-        self._append({"note": dict(note), "files": self._digests(files)})
-        self.notes.append(dict(note))
-
-    def _digests(self, files: Sequence[Path]) -> dict[str, str]:
-        hidden = self._journal.parent
-        return {file.relative_to(hidden).as_posix(): _digest(file) for file in files}
-
-    def _read(self, identity: str) -> list[dict[str, Any]]:
-        """The lines of an earlier run, up to the first part that is not whole."""
-        try:
-            text = self._journal.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError):
-            return []
-        kept: list[dict[str, Any]] = []
-        for line in text.splitlines():
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:  # cut short by a kill
-                break
-            if kept and not self._is_whole(entry):
-                break
-            kept.append(entry)
-        if not kept or kept[0].get("identity") != identity:
-            return []
-        self.facts = dict(kept[0]["facts"])
-        self.notes = [entry["note"] for entry in kept[1:]]
-        return kept
-
-    def _is_whole(self, entry: Mapping[str, Any]) -> bool:
-        hidden = self._journal.parent
-        files = {hidden / name: digest for name, digest in entry["files"].items()}
-        return all(file.is_file() and _digest(file) == digest for file, digest in files.items())
-
-    def _begin(self, entries: Sequence[Mapping[str, Any]]) -> None:
-        """Start from these entries: whatever else lies there is gone."""
-        hidden = self._journal.parent
-        known = {hidden / name for entry in entries[1:] for name in entry["files"]}
-        for file in (*self.folder.iterdir(), *self.parts.iterdir()):
-            if file not in known:
-                _remove(file)
-        draft = self._journal.with_suffix(".draft")
-        draft.write_text("".join(json.dumps(e) + "\n" for e in entries), encoding="utf-8")
-        _sync(draft)
-        draft.replace(self._journal)
-
-    def _append(self, entry: Mapping[str, Any]) -> None:
-        with self._journal.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-
-
-@contextmanager
-def resumable_folder(
-    path: Path,
-    *,
-    identity: str = "",
-    facts: Mapping[str, Any] | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-    marker: str | None = None,
-) -> Iterator[Unfinished]:
-    """A folder to fill part by part, which appears when the block ends well.
-
-    Args:
-        path: the folder to appear; missing parent folders are made.
-        identity: see ``Unfinished``.
-        facts: see ``Unfinished``.
-        resume: go on where an earlier run with the same identity stopped; and if this one does not
-            end well, keep what it made for the next.
-        overwrite: whether a folder with files in it may be replaced (whole, and only at the end).
-        marker: see ``check_folder``.
-
-    Raises:
-        MedQDMError: something is there that may not be replaced, another run is at it, or the disk
-            does not take it.
-    """
-    check_folder(path, overwrite=overwrite, marker=marker)
-    path = path.resolve()  # beside what a link points to; "." has no name
-    if path.is_mount():
-        raise MedQDMError(
-            f"{path}: the output must be a folder that can be renamed, got the top of a mounted "
-            f"disk; give a folder in it, such as {path / 'enhanced'}"
-        )
-    with _hidden_sibling(path, keep=resume) as hidden, told_by_the_disk(path, kept=resume):
-        _put_back(hidden / "old", path)
-        unfinished = Unfinished(hidden, identity=identity, facts=facts or {}, resume=resume)
-        yield unfinished
-        for file in unfinished.folder.rglob("*"):
-            _sync(file)
-        check_folder(path, overwrite=overwrite, marker=marker)  # somebody may have been there
-        _publish(unfinished.folder, path, aside=hidden / "old")
-        _clear(hidden)
 
 
 def check_folder(path: Path, *, overwrite: bool, marker: str | None = None) -> None:
@@ -266,12 +156,11 @@ def check_room(path: Path, num_bytes: int, *, instead: str = "") -> None:
 
 
 @contextmanager
-def told_by_the_disk(path: Path, *, kept: bool = False) -> Iterator[None]:
+def told_by_the_disk(path: Path) -> Iterator[None]:
     """Turn what the system says about writing into one line.
 
     Args:
         path: the output.
-        kept: whether what is done stays for ``--resume``.
 
     Raises:
         MedQDMError: the disk is full, the folder read-only, or the device fails.
@@ -282,11 +171,9 @@ def told_by_the_disk(path: Path, *, kept: bool = False) -> Iterator[None]:
         number = _number(error)
         if number not in _OF_THE_DISK:
             raise
-        then = "what is done is kept: put it right and run again with --resume" if kept else (
-            "nothing was written; free some space or choose another place")  # fmt: skip
         raise MedQDMError(
-            f"{path}: the output must fit on a disk that can be written, "
-            f"got '{os.strerror(number)}'; {then}"
+            f"{path}: the output must fit on a disk that can be written, got "
+            f"'{os.strerror(number)}'; nothing was written; free some space or choose another place"
         ) from None
 
 
@@ -306,17 +193,15 @@ _OF_THE_DISK = {
 
 
 @contextmanager
-def _hidden_sibling(path: Path, *, keep: bool = False) -> Iterator[Path]:
+def _hidden_sibling(path: Path) -> Iterator[Path]:
     """The hidden folder beside ``path``, on the same disk, held by this process alone.
 
-    It is gone afterwards, unless the block fails and ``keep`` is set.
+    It is gone afterwards. Another user cannot look into it.
     """
     missing = [p for p in path.parents if not p.exists()]
     hidden = path.parent / f".{path.name}.partial"
-    lock = FileLock(hidden / "lock", timeout=_LOCK_SECONDS)
     try:
-        hidden.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        lock = _take(hidden)
     except Timeout:
         raise MedQDMError(
             f"{path}: one run at a time may write an output, got another one at work there; "
@@ -327,34 +212,82 @@ def _hidden_sibling(path: Path, *, keep: bool = False) -> Iterator[Path]:
             f"{path}: the output's folder must be writable, got '{error.strerror}'; "
             "choose another place"
         ) from None
-    done = False
     try:
         yield hidden
-        done = True
     finally:
-        if done or not keep:
-            _clear(hidden)
-            _leave(hidden)
-        lock.release()
-        if done or not keep:
-            _leave(hidden)  # where a file that is open cannot go
-            with suppress(OSError):  # parents that now hold the output stay
-                for parent in missing:
-                    parent.rmdir()
+        _clear(hidden)
+        _leave(hidden, lock)
+        with suppress(OSError):  # parents that now hold the output stay
+            for parent in missing:
+                parent.rmdir()
+
+
+def _take(hidden: Path) -> FileLock:
+    """Make the hidden folder, or take over that of a run that was killed, and lock it."""
+    lock = FileLock(hidden / _LOCK, timeout=_LOCK_SECONDS)
+    for _ in range(_TRIES):
+        with suppress(FileNotFoundError):
+            hidden.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                hidden.mkdir(mode=0o700)
+            except FileExistsError:
+                _check_own(hidden)
+                if not any(hidden.iterdir()):  # killed before it was locked
+                    with suppress(OSError):
+                        hidden.rmdir()
+                    continue
+            lock.acquire()
+            return lock
+    raise Timeout(lock.lock_file)
+
+
+def _check_own(hidden: Path) -> None:
+    """Refuse what medqdm did not make for this user: it would be cleared.
+
+    Raises:
+        MedQDMError: a file, a link, or a folder of another user or with other files.
+    """
+    what = _foreign(hidden)
+    if what:
+        raise MedQDMError(
+            f"{hidden}: this name must be free, or a folder that medqdm left there, got {what}; "
+            "move it away"
+        )
+
+
+def _foreign(hidden: Path) -> str:
+    """What lies there instead of a folder of ours; links are not followed."""
+    found = hidden.lstat()
+    if stat.S_ISLNK(found.st_mode):
+        return "a link"
+    if not stat.S_ISDIR(found.st_mode):
+        return "a file"
+    if not _is_own(found):
+        return "a folder of another user"
+    names = {file.name for file in hidden.iterdir()}
+    mark = (hidden / _LOCK).lstat() if _LOCK in names else None
+    is_marked = mark is not None and stat.S_ISREG(mark.st_mode) and _is_own(mark)
+    return "" if is_marked or not names else "a folder with other files"
+
+
+def _is_own(found: os.stat_result) -> bool:
+    return not hasattr(os, "geteuid") or found.st_uid == os.geteuid()
 
 
 def _clear(hidden: Path) -> None:
     for file in hidden.iterdir() if hidden.is_dir() else ():
-        if file.name != "lock":
+        if file.name != _LOCK:
             _remove(file)
 
 
-def _leave(hidden: Path) -> None:
-    """Remove the lock and the folder, if nobody else has put anything there."""
+def _leave(hidden: Path, lock: FileLock) -> None:
+    """Remove the folder and release it, if nobody else has put anything there."""
     with suppress(OSError):
-        if sorted(p.name for p in hidden.iterdir()) in ([], ["lock"]):
-            (hidden / "lock").unlink(missing_ok=True)
-            hidden.rmdir()
+        (hidden / _LOCK).unlink()
+        hidden.rmdir()
+    lock.release()
+    with suppress(OSError):
+        hidden.rmdir()  # a lock that was open may have been in the way
 
 
 def _remove(path: Path) -> None:
@@ -365,7 +298,7 @@ def _remove(path: Path) -> None:
 
 
 def _put_back(old: Path, path: Path) -> None:
-    """What a run put aside when it was killed between two renames."""
+    """The old output, if a run ended between the two renames of ``_publish``."""
     if old.is_dir() and not path.exists():
         old.replace(path)
 
@@ -376,11 +309,7 @@ def _publish(new: Path, path: Path, *, aside: Path) -> None:
         new.replace(path)
     elif not exchange(new, path):
         path.replace(aside)
-        try:
-            new.replace(path)
-        except OSError:
-            aside.replace(path)
-            raise
+        new.replace(path)
     _sync(path.parent)
 
 
@@ -411,14 +340,6 @@ def _renameat2() -> Callable[..., int] | None:
             ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint,
         )  # fmt: skip
     return function
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        digest = sha256()
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _sync(path: Path) -> None:

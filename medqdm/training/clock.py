@@ -9,6 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import RichProgressBar
 
+from medqdm.io.whole import whole_file
 from medqdm.training.optimizer import RateFactor
 
 Row = dict[str, float]
@@ -140,12 +141,13 @@ class Clock(pl.Callback):
 
     def _write(self) -> None:
         names = list(dict.fromkeys(name for row in self.rows for name in row))
-        draft = self._curve.with_suffix(".tmp")
-        with draft.open("w", encoding="utf-8", newline="") as file:
+        with (
+            whole_file(self._curve, overwrite=True) as draft,
+            draft.open("w", encoding="utf-8", newline="") as file,
+        ):
             writer = csv.DictWriter(file, names)
             writer.writeheader()
             writer.writerows(self.rows)
-        draft.replace(self._curve)
 
 
 class ClockBar(RichProgressBar):

@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image as Picture
 
-from medqdm import enhance_series, io
-from medqdm.enhance import enhance_volume
-from medqdm.enhancer import Enhancer
+from medqdm import enhance_series
 from medqdm.metrics import TISSUES
 from medqdm.picture import PRESETS, upsample_bicubic
 from medqdm.report import (
@@ -231,27 +229,6 @@ def test_every_format_has_a_report(patient: Path, weights: Path, tmp_path: Path)
     enhance_series(patient, tmp_path / "o", weights=weights, device="cpu", file_format="nifti")
     html = (tmp_path / "o" / "report.html").read_text(encoding="utf-8")
     assert "nifti" in html
-
-
-def test_a_resumed_run_reports_all_slices(patient: Path, weights: Path, tmp_path: Path) -> None:
-    volume = io.read(patient)
-
-    def stop(slices: Any, _total: int) -> Any:
-        for count, done in enumerate(slices):
-            if count == 2:
-                raise KeyboardInterrupt
-            yield done
-
-    enhance_volume(Enhancer(weights, device="cpu"), volume, tmp_path / "whole", dates="source")
-    broken = tmp_path / "broken"
-    with pytest.raises(KeyboardInterrupt):
-        enhance_volume(
-            Enhancer(weights, device="cpu"), volume, broken, dates="source", resume=True,
-            track=stop,
-        )  # fmt: skip
-    enhance_volume(Enhancer(weights, device="cpu"), volume, broken, dates="source", resume=True)
-    whole = (tmp_path / "whole" / "report.html").read_text(encoding="utf-8")
-    assert (broken / "report.html").read_text(encoding="utf-8") == whole
 
 
 @pytest.mark.parametrize("width", [1400, 640])

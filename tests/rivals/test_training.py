@@ -187,6 +187,8 @@ def test_the_clock_counts_training_alone_and_through_a_resume(
 ) -> None:
     time, module = Time(monkeypatch), SimpleNamespace()
     clock, trainer = Clock(1.0, tmp_path / "curve.csv"), make_trainer(step=5)
+    (tmp_path / "victim").write_text("mine")
+    (tmp_path / "curve.tmp").symlink_to(tmp_path / "victim")  # of somebody else
     clock.on_fit_start(trainer, module)
     clock.on_train_start(trainer, module)
     time.now += 20
@@ -198,6 +200,7 @@ def test_the_clock_counts_training_alone_and_through_a_resume(
     time.now += 10
     assert clock.seconds == 30
     assert clock.rows == [{"seconds": 20.0, "step": 5, "loss": 3.0, "psnr": 30.0}]
+    assert (tmp_path / "victim").read_text() == "mine"
     kept = clock.state_dict() | {"loss": [6.0, 2]}  # as before the validation
     time.now += 500  # lost: a kill
 
