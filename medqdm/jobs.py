@@ -220,7 +220,8 @@ class SliceJob:
             )[0, 0]
         if self._task.diffusion.conserve_hu:
             padding = None if self._padding is None else torch.from_numpy(self._padding)[None, None]
-            out = conserve(out[None, None], torch.from_numpy(self._hu)[None, None], padding)[0, 0]
+            lr_hu = torch.from_numpy(self._hu)[None, None]
+            out = conserve(out[None, None], lr_hu, padding, floor_hu=window.low_hu)[0, 0]
         refined = self._refined[: math.ceil(height / 2), : math.ceil(width / 2)]
         deviation = maps[1][area].numpy() if len(maps) > 1 else None
         seconds = self.seconds + time.monotonic() - began

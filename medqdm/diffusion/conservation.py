@@ -21,6 +21,7 @@ NOISE_HU_PER_PX = 7.0  # at 2 px a seventh of white noise returns; noisier input
 SIMILAR_HU = 200.0  # pixels share a correction if they differ by less
 EDGE_PX, EDGE_HU = 5, 100.0  # a range of 100 HU within 5 x 5 pixels halves a pixel's weight
 LEAST_WEIGHT = 0.1  # of a neighbourhood, for a full correction
+CLIPPED_SD = 0.9  # for each pixel along the side of an input pixel; see _air_clipped_before
 GUIDE_HU = (-1100.0, 3000.0)  # metal and padding codes count as the nearer end
 
 FLAT_PX, FLAT_BORDER_PX, FLAT_STEP_PX = 16, 2, 4  # a square every 4 pixels
@@ -32,7 +33,11 @@ Mask = Bool[Tensor, "1 1 h w"]
 
 
 def conserve(
-    sr_hu: Float[Tensor, "1 1 hs ws"], lr_hu: Image, padding: Mask | None = None
+    sr_hu: Float[Tensor, "1 1 hs ws"],
+    lr_hu: Image,
+    padding: Mask | None = None,
+    *,
+    floor_hu: float = -1000.0,
 ) -> Float[Tensor, "1 1 hs ws"]:
     """Add what an output lost or gained against its input in flat regions.
 
@@ -45,13 +50,18 @@ def conserve(
         sr_hu: output in HU; not clipped to a window.
         lr_hu: input in HU; ``sr_hu`` has whole multiples of its sides.
         padding: where the input holds padding.
+        floor_hu: lower end of the network's window.
     """
     factor = sr_hu.shape[-1] // lr_hu.shape[-1]
     noise_hu = noise_deviation_hu(lr_hu)
     blur_px = min(LARGEST_BLUR_PX, max(BLUR_PX, noise_hu / NOISE_HU_PER_PX))
-    trusted = (~clipped_noise(lr_hu, noise_hu)).float()
+    untrusted = clipped_noise(lr_hu, noise_hu)
+    if floor_hu - 1 <= float(lr_hu.min()) <= floor_hu + 10:  # an image that was clipped there
+        reduced = functional.avg_pool2d(sr_hu, factor)
+        untrusted |= _air_clipped_before(reduced, lr_hu, floor_hu, CLIPPED_SD * factor * noise_hu)
     if padding is not None:
-        trusted = trusted * ~padding
+        untrusted |= padding
+    trusted = (~untrusted).float()
     for _ in range(PASSES):
         reduced = functional.avg_pool2d(sr_hu, factor)
         weight = trusted / (1 + (_local_range(reduced, EDGE_PX) / EDGE_HU) ** 2)
@@ -147,6 +157,23 @@ def clipped_noise(lr_hu: Image, noise_hu: float) -> Mask:
         share = gaussian_blur(at, 3.0) / gaussian_blur(near, 3.0).clamp_min(1e-6)
         clipped |= (near > 0) & (share > 0.02) & (share < 0.98)
     return clipped
+
+
+def _air_clipped_before(reduced: Image, lr_hu: Image, floor_hu: float, most_hu: float) -> Mask:
+    """Find air whose noise was clipped before the image was reduced to its size.
+
+    No pixel is left at the floor there. The mean of noise that is cut off at its middle is 0.4 of
+    its deviation too high; the mean of n x n such pixels has a deviation of 0.58 / n, so that the
+    air seems to lie 0.7 n of its own deviations above the floor. The network shows it at the floor.
+
+    Args:
+        reduced: the network's output, reduced by area.
+        lr_hu: the input.
+        floor_hu: lower end of the window.
+        most_hu: how far above it the input's air may lie.
+    """
+    near = (local_mean(reduced, 7) < floor_hu + 15) & (local_mean(lr_hu, 7) < floor_hu + most_hu)
+    return functional.max_pool2d(near.float(), 5, 1, 2) > 0
 
 
 def _inner_means(*images: Tensor) -> Float[Tensor, "n y x"]:

@@ -88,6 +88,26 @@ def test_air_whose_noise_is_clipped_and_padding_stay_with_the_network(seed: int)
     assert float((there[..., 80:] + 500).abs().max()) < 2
 
 
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("factor", [4, 8])
+def test_air_whose_noise_was_clipped_before_the_image_was_reduced_stays(
+    seed: int, factor: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    hr = rng.normal(-1000, rng.uniform(20, 100), (64 * factor, 64 * factor)).clip(-1000)
+    hr[20 * factor : 44 * factor, 20 * factor : 44 * factor] = 40
+    lr = functional.avg_pool2d(image_of(hr), factor)
+    lr[..., 30:33, 30:33] = -1000  # a bubble: the image reaches the floor
+    assert float(lr[..., :16, :].mean()) > -993
+    sr = functional.interpolate(lr, scale_factor=factor, mode="nearest")
+    sr[..., : 16 * factor, :] = -1000
+    sr[..., 48 * factor :, :] = -1000
+    out = conserve(sr, lr)
+    assert float((out[..., : 12 * factor, :] + 1000).mean()) < 1
+    shown = functional.avg_pool2d(conserve(sr - 20, lr), factor)[0, 0, 24:29, 24:40]
+    assert float((shown - 40).abs().max()) < 2  # tissue beside it is not left out
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (2, 7), (5, 3), (37, 61)])
 def test_any_size(shape: tuple[int, int]) -> None:
     lr = image_of(np.random.default_rng(0).normal(0, 50, shape))
