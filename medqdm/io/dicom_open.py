@@ -169,6 +169,25 @@ def read_whole(file: Path) -> Dataset:
     return dataset
 
 
+def check_syntax(header: Dataset, *, where: str) -> None:
+    """Refuse a file whose pixels may be encoded in any way.
+
+    Args:
+        header: with file meta.
+        where: what the message calls the file.
+
+    Raises:
+        MedQDMError: its TransferSyntaxUID is no transfer syntax, or several.
+    """
+    syntax = header.file_meta.get("TransferSyntaxUID")
+    is_uid = isinstance(syntax, UID) and syntax.is_valid
+    if not is_uid or not (syntax.is_private or syntax.is_transfer_syntax):
+        raise MedQDMError(
+            f"{where}: TransferSyntaxUID must be one transfer syntax, got several or another "
+            "value; its file meta is damaged: export it again, or take it out of the series"
+        )
+
+
 def shallow_copy(dataset: Dataset) -> Dataset:
     """A dataset of its own with the same elements, decoded or not, and the same file meta."""
     copied = Dataset({tag: dataset.get_item(tag) for tag in dataset.keys()})  # noqa: SIM118
