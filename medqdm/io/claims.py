@@ -115,35 +115,46 @@ def _no_data(path: Path) -> MedQDMError:
 def check_packed(path: Path, num_bytes: int) -> None:
     """Refuse an NRRD or MetaImage file whose zlib or gzip data are damaged.
 
-    The library does not look at their checksums, and fills what is missing with anything.
+    The library does not look at their checksums, and fills what is missing with anything. Of
+    MetaImage it takes as many bytes as CompressedDataSize says, and without it those of the header.
 
     Args:
         path: the file with the header.
         num_bytes: of its voxels.
 
     Raises:
-        MedQDMError: a checksum is wrong, or less is there.
+        MedQDMError: a checksum is wrong, less is there, or CompressedDataSize is wrong.
     """
     header, files = _read_header(path), data_files(path)
-    packed = {"compresseddata": ("t", "1"), "encoding": ("gzip", "gz")}
-    if not any(value.lower().startswith(packed.get(key, ())) for key, value in header.fields):
+    fields = dict(header.fields)
+    is_meta = fields.get("compresseddata", "").lower().startswith(("t", "1"))
+    if not is_meta and fields.get("encoding", "").lower() not in ("gzip", "gz"):
         return
-    has_odd_start = any(key in _SKIPS and value != "0" for key, value in header.fields)
+    has_odd_start = any(fields.get(key, "0") != "0" for key in _SKIPS)
     if has_odd_start or (len(files) > 1 and path in files):  # by a pattern: which ones is not said
         return
     try:
-        held = sum(_unpacked(file, header.end if file == path else 0) for file in files)
+        found = [_unpack(file, header.end if file == path else 0) for file in files]
     except (EOFError, zlib.error):
-        held = 0
-    if held < num_bytes:
+        found = []
+    if sum(size for size, _ in found) < num_bytes:
         raise MedQDMError(
             f"{path.name}: its compressed voxels must be whole, got damaged or truncated ones; "
             "copy it again"
         )
+    said = fields.get("compresseddatasize", "0" if files == [path] else str(found[0][1]))
+    if is_meta and len(files) == 1 and not (said.isdecimal() and int(said) >= found[0][1]):
+        raise MedQDMError(
+            f"{path.name}: CompressedDataSize must be the {found[0][1]} bytes of its voxels, got "
+            "less or none; save it again with another tool"
+        )
 
 
-def _unpacked(file: Path, start: int) -> int:
-    """How many bytes the zlib stream or the gzip members of a file hold from some place on.
+def _unpack(file: Path, start: int) -> tuple[int, int]:
+    """Unpack the zlib stream or the gzip members of a file from some place on.
+
+    Returns:
+        Bytes that are in them, and bytes that they take.
 
     Raises:
         zlib.error: they are damaged.
@@ -163,7 +174,7 @@ def _unpacked(file: Path, start: int) -> int:
                 packed = unpack.unconsumed_tail
             packed = unpack.unused_data or stream.read(_PIECE)
             if not packed.startswith(b"\x1f\x8b"):
-                return size
+                return size, stream.tell() - len(packed) - start
 
 
 class _Header(NamedTuple):

@@ -100,6 +100,11 @@ class _Metered:
         return data
 
 
+def is_of_the_system(error: Exception) -> bool:
+    """Whether the disk is the cause; pydicom raises OSError without a number for its parser."""
+    return isinstance(error, OSError) and error.errno is not None
+
+
 @contextmanager
 def one_line_for(where: str) -> Iterator[None]:
     """Whatever a parser or a value of the wrong kind raises becomes one error without the value.
@@ -113,9 +118,11 @@ def one_line_for(where: str) -> Iterator[None]:
     """
     try:
         yield
-    except (MedQDMError, OSError):
+    except MedQDMError:
         raise
     except Exception as error:
+        if is_of_the_system(error):
+            raise
         raise MedQDMError(
             f"{where}: must be readable DICOM, got {type(error).__name__} from its content; "
             "it is damaged: export it again, or take it out of the series"

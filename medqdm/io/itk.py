@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,7 @@ _ABOUT_THE_FILE = ("ITK_", "NRRD_")  # keys that describe the lattice or the enc
 _READ_BY, _LPS = "ITK_InputFilterName", "left-posterior-superior"  # what ITK turns RAS and LAS into
 _READER = Path(__file__).with_name("itk_child.py")
 _SECONDS, _BYTES_A_SECOND = 60.0, 1e6  # more than a slow disk of a busy machine takes
+_TOO_LONG = "takes too long to read"
 _THREADS = ("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -81,12 +83,14 @@ def _run_reader(path: Path, folder: Path, most: Most) -> dict[str, Any]:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise _unreadable(path, f"takes its reader more than {seconds:.0f} s") from None
+        raise _unreadable(path, _TOO_LONG) from None
     if done.returncode == NO_ROOM:
         raise MedQDMError(
             f"{path.name}: its voxels must fit into the temporary folder {folder.parent} while "
             "they are read, got too little room there; free some space or set TMPDIR"
         )
+    if done.returncode == -getattr(signal, "SIGXCPU", 0):
+        raise _unreadable(path, _TOO_LONG)
     if done.returncode == NO_MEMORY:
         raise _unreadable(path, "needs more memory than its voxels")
     if done.returncode:

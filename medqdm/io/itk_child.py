@@ -11,11 +11,14 @@ import json
 import math
 import re
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 UNREADABLE, NO_MEMORY, NO_ROOM = 1, 3, 4  # exit codes
-_HEADER_BYTES = 1 << 29  # of memory: no header needs more
+_HEADER_SECONDS, _HEADER_BYTES = 3, 1 << 29  # of memory; no header needs more
+_VOXELS_SECONDS, _BYTES_A_SECOND = 30, 5_000_000  # slower than any processor
 _COPIES = 4  # of the voxels: packed, unpacked, as an image, and as an array
 
 
@@ -30,7 +33,7 @@ def main() -> int:
     import SimpleITK as sitk  # noqa: N813, PLC0415  (its usual name; after the path is set)
 
     try:
-        _limit_memory(_HEADER_BYTES)
+        _allow(_HEADER_SECONDS, _HEADER_BYTES)
         reader = sitk.ImageFileReader()
         reader.SetFileName(file)
         reader.ReadImageInformation()
@@ -38,7 +41,8 @@ def main() -> int:
         (Path(folder) / "header.json").write_text(json.dumps(facts), encoding="ascii")
         num_bytes, num_voxels = facts["num_bytes"], math.prod(facts["size"])
         if num_bytes and num_bytes <= int(most_bytes) and num_voxels <= int(most_voxels):
-            _limit_memory(_HEADER_BYTES + _COPIES * num_bytes)
+            seconds = _VOXELS_SECONDS + num_bytes // _BYTES_A_SECOND
+            _allow(seconds, _HEADER_BYTES + _COPIES * num_bytes)
             return _write(sitk.GetArrayFromImage(reader.Execute()), folder)
     except MemoryError:
         return NO_MEMORY
@@ -87,18 +91,28 @@ def _write(voxels: Any, folder: str) -> int:
     return 0
 
 
-def _limit_memory(more: int) -> None:
-    """Bound the address space to what is in use and some more, where the system can."""
+def _allow(seconds: int, num_bytes: int) -> None:
+    """Bound processor time and memory to what is used by now and some more, where the system can.
+
+    Time of the processor, as a busy machine or a slow disk makes no file suspicious. No image of
+    the memory is left on the disk by a crash: it may show a patient.
+    """
     try:
         import resource  # noqa: PLC0415  (not on every system)
-
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-        wanted = pages * resource.getpagesize() + more
-        is_lower = hard == resource.RLIM_INFINITY or wanted < hard
-        resource.setrlimit(resource.RLIMIT_AS, (wanted if is_lower else hard, hard))
-    except (ImportError, OSError, ValueError):
+    except ImportError:
         return
+    _bound(resource, resource.RLIMIT_CORE, 0)
+    _bound(resource, resource.RLIMIT_CPU, math.ceil(time.process_time()) + seconds)
+    with suppress(OSError):  # where there is no such file, the limit does nothing
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+        _bound(resource, resource.RLIMIT_AS, pages * resource.getpagesize() + num_bytes)
+
+
+def _bound(resource: Any, what: int, wanted: int) -> None:
+    hard = resource.getrlimit(what)[1]
+    with suppress(OSError, ValueError):
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(what, (soft, hard))
 
 
 if __name__ == "__main__":
