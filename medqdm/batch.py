@@ -4,7 +4,6 @@ import csv
 import hashlib
 import logging
 import os
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -14,14 +13,13 @@ from medqdm import io
 from medqdm.cells import as_text
 from medqdm.enhance import Track, check_output, enhance_volume
 from medqdm.enhancer import Enhancer
-from medqdm.errors import MedQDMError
+from medqdm.errors import MedQDMError, trace
 from medqdm.io.whole import alone, whole_file
 from medqdm.volume import ENHANCED_BEFORE, Volume
 
 SUMMARY_FILE = "summary.csv"
 DONE = ("enhanced", "finished before")
 _PREFIX, _DIGITS = "series-", 12
-_BESIDE = "NIfTI, NRRD or MetaImage file beside DICOM series"
 logger = logging.getLogger(__name__)
 
 
@@ -32,9 +30,10 @@ class Row:
     ``status`` is ``waiting``, ``enhanced``, ``finished before``, ``scout`` (left out: a projection
     cannot be enhanced), ``enhanced already`` (left out: an output of medqdm), ``refused`` (its
     headers tell that it cannot be read) or ``failed``. ``skipped`` stands for files of no series:
-    ``slices`` is their number and ``message`` the reason. ``series`` is the SeriesInstanceUID, or
-    the name of a volume file. ``output`` is the folder. ``left_out`` counts slices of the series
-    that were not enhanced with it: damaged, duplicates, scouts, on another grid.
+    ``slices`` is their number and ``message`` the reason. ``series`` is the SeriesInstanceUID, the
+    name of a volume file, or the first names of skipped files that may be slices. ``output`` is
+    the folder. ``left_out`` counts slices of the series that were not enhanced with it: damaged,
+    duplicates, scouts, on another grid.
     """
 
     output: str
@@ -65,22 +64,13 @@ class Row:
 def find_many(root: Path) -> io.Inventory:
     """The series that ``enhance_all`` would take, and what is skipped.
 
-    DICOM series; the NIfTI, NRRD and MetaImage files only where there are none, so that a mask
-    beside a series is not taken for a CT.
-
     Args:
         root: a folder, searched to the bottom; a file or DICOMDIR holds one series by itself.
 
     Raises:
         MedQDMError: the path does not exist.
     """
-    if root.is_file():
-        return io.Inventory((), {})
-    found = io.take_inventory(root)
-    series = tuple(s for s in found.series if s.kind == "dicom") or found.series
-    passed_over = len(found.series) - len(series)
-    skipped = found.skipped | ({_BESIDE: passed_over} if passed_over else {})
-    return io.Inventory(series, skipped)
+    return io.Inventory((), {}) if root.is_file() else io.take_inventory(root)
 
 
 def enhance_all(  # noqa: PLR0913  (all by keyword but three)
@@ -160,7 +150,7 @@ def enhance_all(  # noqa: PLR0913  (all by keyword but three)
         row.warnings = len(done.warnings)
 
     skipped = [
-        Row("", "file", "", count, status="skipped", message=reason)
+        Row("", "file", found.lost.get(reason, ""), count, status="skipped", message=reason)
         for reason, count in sorted(found.skipped.items())
     ]
     rows = [*(row for _, row in pairs), *skipped]
@@ -171,12 +161,13 @@ def enhance_all(  # noqa: PLR0913  (all by keyword but three)
                 try:
                     enhance(summary, row)
                 except MedQDMError as error:
+                    logger.debug("series %s failed\n%s", row.series, trace(error))
                     row.status, row.message = "failed", str(error)
                 except Exception as error:  # a bug must not cost the other series
-                    where = "".join(traceback.format_tb(error.__traceback__))
+                    logger.debug("series %s failed\n%s", row.series, trace(error))
                     what = type(error).__name__  # its text might quote what a header holds
-                    logger.error("series %s failed: %s\n%s", row.output, what, where)
-                    row.status, row.message = "failed", f"internal error ({what})"
+                    row.message = f"internal error ({what}); 'medqdm --debug' shows where"
+                    row.status = "failed"
             _write_summary(rows, out)
             report(row)
     return rows

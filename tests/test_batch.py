@@ -3,6 +3,7 @@
 import csv
 import re
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -141,20 +142,54 @@ def test_a_corrected_patient_is_made_anew_and_the_others_are_left_out(
 
 
 def test_a_bug_in_one_series_costs_no_other(enhancer, root, tmp_path, monkeypatch, caplog) -> None:
-    real, calls = batch.enhance_volume, []
+    real, calls, text = batch.enhance_volume, [], "what a header holds"
 
     def broken(*arguments: object, **options: object) -> object:
         calls.append(None)
         if len(calls) == 1:
-            raise ZeroDivisionError("division by zero")
+            raise ZeroDivisionError(text)
         return real(*arguments, **options)
 
     monkeypatch.setattr(batch, "enhance_volume", broken)
     rows = enhance_all(enhancer, root, tmp_path / "out")
     statuses = sorted(row.status for row in rows)
     assert statuses == ["enhanced", "failed", "refused", "scout", "skipped"]
-    assert "internal error (ZeroDivisionError)" in [row.message for row in rows]
-    assert "ZeroDivisionError" in caplog.text
+    (failed,) = (row for row in rows if row.status == "failed")
+    assert failed.message == "internal error (ZeroDivisionError); 'medqdm --debug' shows where"
+    assert caplog.text == ""
+    calls.clear()
+    with caplog.at_level("DEBUG", logger="medqdm"):
+        enhance_all(enhancer, root, tmp_path / "again")
+    assert f"series {failed.series} failed" in caplog.text
+    assert "in broken" in caplog.text
+    assert text not in caplog.text
+
+
+def test_a_damaged_file_is_named_and_costs_no_series(enhancer, root, tmp_path) -> None:
+    whole = (root / "a" / "001").read_bytes()
+    (root / "a" / "torn").write_bytes(whole[:300])
+    start = whole.index(b"\x02\x00\x10\x00UI") + 8
+    two = b"1.2.840.10008.1.2\\1.2"[: struct.unpack("<H", whole[start - 2 : start])[0]]
+    shutil.copytree(root / "a", root / "third")
+    for file in (root / "third").iterdir():
+        dataset = pydicom.dcmread(file, force=True, stop_before_pixels=False)
+        if file.name != "001":
+            file.unlink()
+        else:
+            dataset.SeriesInstanceUID = "1.2.77"
+            dataset.save_as(file)
+            whole = file.read_bytes()
+            file.write_bytes(whole[:start] + two.ljust(20, b"\\") + whole[start + 20 :])
+    rows = enhance_all(enhancer, root, tmp_path / "out")
+    statuses = sorted(row.status for row in rows)
+    assert statuses == ["enhanced"] * 2 + ["refused"] * 2 + ["scout"] + ["skipped"] * 2
+    (third,) = (row for row in rows if row.series == "1.2.77")
+    assert "TransferSyntaxUID must be one transfer syntax" in third.message
+    skipped = {row.message: row.series for row in rows if row.status == "skipped"}
+    assert skipped["not DICOM"] == ""
+    assert "a/torn" in skipped.values()
+    listed = {line["message"]: line["series"] for line in read_summary(tmp_path / "out")}
+    assert "a/torn" in listed.values()
 
 
 def test_each_file_is_looked_into_twice_however_many_series_lie_there(

@@ -168,6 +168,37 @@ def test_mistakes_end_in_one_line_and_code_2(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("option", ["--debug", "-v", "--verbose"])
+def test_debug_shows_where_a_mistake_came_from(
+    medqdm, ct_series, tmp_path, caplog, option: str
+) -> None:
+    folder = ct_series(np.zeros((2, 16, 16)), RescaleSlope="0")
+    (folder / "torn").write_bytes((folder / "001").read_bytes()[:300])
+    arguments = ["enhance", folder, "-o", tmp_path / "out"]
+    code, out, err = medqdm(*arguments)
+    assert (code, len(err.splitlines()), "Traceback" in out + err + caplog.text) == (2, 1, False)
+    code, _, debugged = medqdm(option, *arguments)
+    assert (code, debugged.splitlines()[-1]) == (2, err.strip())
+    shown = debugged + caplog.text  # the log goes to the terminal, but pytest takes it
+    assert shown.count("Traceback (most recent call last)") >= 2  # the torn file's, and the end
+    assert "_check_tags" in shown
+
+
+def test_debug_is_in_the_help_and_its_old_names_are_not() -> None:
+    text = CliRunner().invoke(cli.app, ["--help"]).output
+    assert "--debug" in text
+    assert "--verbose" not in text
+
+
+def test_a_folder_with_one_volume_file_is_enhanced(medqdm, weights: Path, tmp_path) -> None:
+    volume = Volume.from_spacing(np.zeros((2, 16, 16)), (2, 0.7, 0.7))
+    io.write(volume, volume, tmp_path / "folder" / "ct.nii.gz")
+    code, _, err = medqdm("enhance", tmp_path / "folder", "-o", tmp_path / "out", "--weights",
+                          weights, "--device", "cpu", "--precision", "fp32")  # fmt: skip
+    assert code == 0, err
+    assert len(list((tmp_path / "out").glob("*.dcm"))) == 2
+
+
 def test_one_of_several_series_is_chosen(medqdm, weights: Path, ct_series, tmp_path) -> None:
     first = ct_series(np.zeros((1, 16, 16)), folder="all/one")
     ct_series(np.zeros((2, 16, 16)), folder="all/two")

@@ -11,6 +11,7 @@ import resource
 import shutil
 import struct
 import zlib
+from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from typer.testing import CliRunner
 
 from medqdm import cli, io
 from medqdm.errors import MedQDMError
-from medqdm.io import dicom_open
+from medqdm.io import dicom_open, dicom_scan, inventory
 from medqdm.io.dicom_pixels import stream_shape
 from medqdm.io.dicom_scan import tolerant
 
@@ -224,6 +225,144 @@ def test_wrong_kinds_of_values(tmp_path: Path, keyword: str) -> None:
     ):
         found = survive(with_raw_element(tmp_path, NEEDED[keyword], vr, value))
         assert "Canary" not in found
+
+
+USED = (
+    "TransferSyntaxUID", "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID",
+    "FrameOfReferenceUID", "PatientID", "ImageType", "Manufacturer", "AcquisitionNumber",
+    "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows",
+    "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
+    "RescaleSlope", "RescaleIntercept", "PhotometricInterpretation", "SliceThickness",
+)  # fmt: skip
+UIDS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
+LONG_VRS = (b"OB", b"OW", b"UN", b"SQ", b"UT", b"UC")
+SHORT_VRS = (b"UI", b"CS", b"DS", b"IS", b"LO", b"US", b"SS", b"FD", b"PN", b"DA", b"AT", b"??")
+VALUES = (
+    b"1.2.840.10008.1.2.1\\1.2.840.10008.1.2", b"1.2.3\\4.5.6 ", b"\\ ", b"", b"Zyxwvut^Canary",
+    b"1e999\\-1e999\\nan", b"0\\0", b"-1\\-1", b"\xff\xff\xff\xff\xff\xff", bytes(6),
+    bytes.fromhex("000000000000f87f") * 6, ITEM + b"\xff\xff\xff\xff", b"1\\2\\3\\4\\5\\6\\7\\8 ",
+)  # fmt: skip
+
+
+def with_element(whole: bytes, keyword: str, vr: bytes, value: bytes) -> bytes:
+    """A file of explicit VR with an element in the place of one with the same tag."""
+    tag = pydicom.tag.Tag(keyword)
+    name = struct.pack("<HH", tag.group, tag.element)
+    start = next(whole.index(name + old) for old in (b"UI", *SHORT_VRS) if name + old in whole)
+    old_length = struct.unpack_from("<H", whole, start + 6)[0]
+    value += b" " * (len(value) % 2)
+    length = b"\0\0" + struct.pack("<I", len(value)) if vr in LONG_VRS else None
+    new = name + vr + (length or struct.pack("<H", len(value))) + value
+    changed = whole[:start] + new + whole[start + 8 + old_length :]
+    if tag.group == 2:  # the length of file meta is its first element
+        meta = struct.unpack_from("<I", whole, 140)[0] + len(new) - 8 - old_length
+        changed = changed[:140] + struct.pack("<I", meta) + changed[144:]
+    return changed
+
+
+def read_or_refusal(summary: io.SeriesSummary) -> str:
+    """What reading the series that a summary names came to: nothing, or the refusal."""
+    try:
+        np.asarray(io.read(summary.path, files=summary.files).hu)
+    except MedQDMError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("keyword", USED)
+def test_one_odd_file_costs_no_other_series(ct_series, tmp_path: Path, keyword: str) -> None:
+    """A wrong kind of value, or number of them, in one slice of a series beside two others."""
+    rng = np.random.default_rng(USED.index(keyword))
+    good = [ct_series(np.zeros((2, 8, 8)), folder=f"root/{name}") for name in ("a", "z")]
+    victim = ct_series(np.zeros((2, 8, 8)), folder="root/b") / "001"
+    whole = victim.read_bytes()
+    vrs = (b"UI", *SHORT_VRS, *LONG_VRS)
+    for k in range(16):
+        vr = vrs[rng.integers(len(vrs))] if k else b"UI"
+        value = VALUES[rng.integers(len(VALUES))] if k else VALUES[0]
+        victim.write_bytes(with_element(whole, keyword, vr, value))
+        found = io.take_inventory(tmp_path / "root")
+        text = json.dumps(asdict(found), default=str)
+        assert "Canary" not in text.replace("Zyxwvut^Canary", "" if keyword in UIDS else "Canary")
+        by_path = {s.path: s for s in found.series}
+        for folder in good:
+            summary = by_path[folder]
+            assert (summary.problem, summary.num_slices) == (None, 2)
+            volume = io.read(folder, series=summary.series_instance_uid, files=summary.files)
+            assert volume.shape == (2, 8, 8)
+        for summary in found.series:
+            if summary.path not in good:
+                assert "\n" not in read_or_refusal(summary)
+        refused = sum(s.num_slices for s in found.series if s.path not in good)
+        assert refused + sum(found.skipped.values()) >= 2, "no slice is lost without a word"
+
+
+@pytest.mark.parametrize(
+    "value", [VALUES[0], b"1.2.3\\", b"Zyxwvut^Canary", b"1.2.840.10008.5.1.4.1.1.2", b"1..2",
+              b"1.2.840.10008.1.2.999"],
+)  # fmt: skip
+@pytest.mark.parametrize("vr", [b"UI", b"LO", b"UC"])
+def test_a_damaged_transfer_syntax_is_a_reason_of_its_own(
+    ct_series, tmp_path: Path, vr: bytes, value: bytes
+) -> None:
+    victim = ct_series(np.zeros((3, 8, 8))) / "002"
+    victim.write_bytes(with_element(victim.read_bytes(), "TransferSyntaxUID", vr, value))
+    (summary,) = io.find_series(victim.parent)
+    assert summary.problem.startswith("002: TransferSyntaxUID must be one transfer syntax")
+    assert "Canary" not in repr(summary)
+    with pytest.raises(MedQDMError, match="TransferSyntaxUID must be one transfer syntax"):
+        io.read(victim.parent)
+    volume = io.read(victim.parent, skip_bad=True)
+    assert (volume.shape[0], volume.source.left_out) == (2, 1)
+
+
+def test_whatever_a_file_raises_it_is_damaged_and_named(
+    ct_series, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Faults that nobody thought of, in files and in series."""
+    for name in "abc":
+        ct_series(np.zeros((2, 8, 8)), folder=f"root/{name}", SeriesInstanceUID=f"1.2.{ord(name)}")
+    real_read, real_arrange = dicom_scan.read_header, inventory.arrange
+    kinds = (AttributeError, TypeError, OverflowError, MemoryError, RecursionError, AssertionError)
+
+    def read(file: Path) -> object:
+        if file.name == "002" and file.parent.name in "ab":
+            raise kinds[ord(file.parent.name) % len(kinds)](CANARY)
+        return real_read(file)
+
+    def arrange(slices: list, *, label: str) -> object:
+        if label.endswith(str(ord("b"))):
+            raise ZeroDivisionError(CANARY)
+        return real_arrange(slices, label=label)
+
+    monkeypatch.setattr(dicom_scan, "read_header", read)
+    monkeypatch.setattr(inventory, "arrange", arrange)
+    with caplog.at_level(logging.DEBUG, logger="medqdm"):
+        found = io.take_inventory(tmp_path / "root")
+    assert found.skipped == {"damaged DICOM file": 2}
+    assert found.lost == {"damaged DICOM file": "a/002, b/002"}
+    assert [s.problem is None for s in found.series] == [True, False, True]
+    assert "got ZeroDivisionError" in found.series[1].problem
+    assert caplog.text.count("Traceback (most recent call last)") == 3
+    assert "ZeroDivisionError" in caplog.text
+    assert "in arrange" in caplog.text
+    assert "Canary" not in caplog.text + repr(found)
+
+
+def test_at_most_a_handful_of_damaged_files_is_named(ct_series, tmp_path: Path) -> None:
+    folder = ct_series(np.zeros((2, 8, 8)))
+    for k in range(9):
+        (folder / f"torn{k}").write_bytes((folder / "001").read_bytes()[:300])
+    for options in ([], ["--json"]):
+        result = CliRunner().invoke(cli.app, ["info", str(folder), *options])
+        assert "torn0, torn1, torn2, torn3, torn4 and 4 more" in result.output
+
+
+@pytest.mark.parametrize("form", ["zip", "gztar", "bztar", "xztar"])
+def test_an_archive_is_to_be_unpacked(ct_series, tmp_path: Path, form: str) -> None:
+    name = shutil.make_archive(str(tmp_path / "packed"), form, ct_series(np.zeros((2, 8, 8))))
+    with pytest.raises(MedQDMError, match=r"got none \(1 x archive \(unpack it first\)\)"):
+        io.read(Path(name))
 
 
 def test_bad_character_sets_are_no_obstacle(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import logging
 import sys
 from io import TextIOWrapper
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.logging import RichHandler
@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from medqdm.cli import benchmark, enhance, evaluate, look, train
 from medqdm.cli.terminal import console, messages
-from medqdm.errors import MedQDMError
+from medqdm.errors import MedQDMError, trace
 
 app = typer.Typer(
     help="CT super-resolution with quadtree diffusion models. Research use only: "
@@ -41,11 +41,14 @@ for command in (
 
 @app.callback()
 def setup(
-    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show debug messages.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show where faults came from, with their tracebacks.")
+    ] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", hidden=True)] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Show warnings only.")] = False,
 ) -> None:
     """Set up logging for all commands."""
-    level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
+    level = logging.DEBUG if debug or verbose else logging.WARNING if quiet else logging.INFO
     handler = RichHandler(console=messages, show_path=False, show_time=False)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], format="%(message)s")
     logging.getLogger("medqdm").setLevel(level)
@@ -53,15 +56,22 @@ def setup(
 
 
 def main() -> None:
-    """Run the command line; a user's mistake ends in one line and exit code 2."""
+    """Run the command line; a user's mistake ends in one line and exit code 2.
+
+    With ``--debug`` its traceback comes before the line.
+    """
     if isinstance(sys.stdout, TextIOWrapper):  # names of files may be no text
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
     except MedQDMError as error:
-        messages.print(f"[red]medqdm:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
-        raise SystemExit(2) from None
+        _end(error, str(error))
     except PermissionError as error:
         text = f"{error.filename}: must be accessible, got '{error.strerror}'; check permissions"
-        messages.print(f"[red]medqdm:[/] {escape(text)}", soft_wrap=True, highlight=False)
-        raise SystemExit(2) from None
+        _end(error, text)
+
+
+def _end(error: Exception, text: str) -> NoReturn:
+    logging.getLogger(__name__).debug("%s", trace(error))
+    messages.print(f"[red]medqdm:[/] {escape(text)}", soft_wrap=True, highlight=False)
+    raise SystemExit(2) from None

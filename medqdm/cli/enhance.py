@@ -141,6 +141,8 @@ def enhance(  # noqa: PLR0913, PLR0917  (one option each)
             )
         _enhance_many(series, out, many, model, output, skip_bad=skip_bad)
         return
+    if many is not None and [found.kind for found in many.series] in (["nifti"], ["itk"]):
+        series = many.series[0].path
     summary = enhance_series(
         series,
         out,
@@ -197,9 +199,8 @@ def _enhance_many(
         parametric_map=output["parametric_map"],
     )
     console.print(f"{len(found.series)} series, each to a folder of its own", highlight=False)
-    for reason, count in sorted(found.skipped.items()):
-        text = f"  skipped {count} file(s): {reason}"
-        console.print(text, soft_wrap=True, highlight=False, markup=False)
+    for line in found.skipped_lines():
+        console.print(f"  {line}", soft_wrap=True, highlight=False, markup=False)
 
     def report(row: Any) -> None:
         what = row.output if row.status in DONE else row.message

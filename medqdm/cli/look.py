@@ -33,8 +33,8 @@ def info(
         return
     for found in inventory.series:
         _show_series(found)
-    for reason, count in sorted(inventory.skipped.items()):
-        _show(f"skipped {count} file(s): {reason}")
+    for line in inventory.skipped_lines():
+        _show(line)
     if not inventory.series:
         _show("no CT series here")
 

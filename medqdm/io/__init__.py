@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medqdm.errors import MedQDMError
+from medqdm.io.axes import choose_slice_axis, to_volume
 from medqdm.io.dicom_read import read_dicom
 from medqdm.io.dicom_syntax import SYNTAXES
 from medqdm.io.dicom_write import (
@@ -15,9 +16,9 @@ from medqdm.io.dicom_write import (
     write_series,
 )
 from medqdm.io.formats import ITK_ENDINGS, NIFTI_ENDINGS, has_ending
-from medqdm.io.inventory import Inventory, SeriesSummary, find_series, take_inventory
-from medqdm.io.itk import read_itk, write_itk
-from medqdm.io.nifti import read_nifti, write_nifti
+from medqdm.io.inventory import Inventory, SeriesSummary, find_series, load_file, take_inventory
+from medqdm.io.itk import write_itk
+from medqdm.io.nifti import write_nifti
 from medqdm.io.output import FORMATS, RUN_FILE, Output, is_complete, open_output
 from medqdm.volume import Volume
 
@@ -68,10 +69,10 @@ def read(
         MedQDMError: nothing there that can be read as one stack of CT slices in HU.
     """
     path = Path(path)
-    if path.is_file() and has_ending(path, NIFTI_ENDINGS):
-        return read_nifti(path, slice_axis=slice_axis)
-    if path.is_file() and has_ending(path, ITK_ENDINGS):
-        return read_itk(path, slice_axis=slice_axis)
+    if path.is_file() and has_ending(path, (*NIFTI_ENDINGS, *ITK_ENDINGS)):
+        loaded = load_file(path)
+        axis = choose_slice_axis(loaded.spacing_mm, slice_axis, where=path.name)
+        return to_volume(loaded, axis)
     return read_dicom(path, series=series, skip_bad=skip_bad, files=files)
 
 

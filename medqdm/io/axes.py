@@ -32,6 +32,25 @@ class Lattice(NamedTuple):
     affine: NDArray[np.float64]
 
 
+class Loaded(NamedTuple):
+    """A file as it was read, before one of its axes is chosen to run through the slices.
+
+    Args:
+        lattice: voxels in HU, and where they lie.
+        source: what is handed on; its warnings are those of the file.
+        encoding: type of the voxels in the file.
+    """
+
+    lattice: Lattice
+    source: Source
+    encoding: str
+
+    @property
+    def spacing_mm(self) -> NDArray[np.float64]:
+        """``(3,)`` length of a step along each axis."""
+        return np.linalg.norm(self.lattice.affine[:3, :3], axis=0)
+
+
 def choose_slice_axis(spacing_mm: NDArray[Any], slice_axis: int | None, *, where: str) -> int:
     """The axis that runs through the slices: the one whose spacing differs from the other two.
 
@@ -62,15 +81,18 @@ def choose_slice_axis(spacing_mm: NDArray[Any], slice_axis: int | None, *, where
     return odd[0]
 
 
-def to_volume(lattice: Lattice, axis: int, *, source: Source) -> Volume:
+def to_volume(loaded: Loaded, axis: int) -> Volume:
     """Slices along ``axis``, padding found and filled.
 
     Args:
-        lattice: voxels in HU.
+        loaded: the ``headers`` of its source must be a dict; ``slice_axis``, ``slice_step_mm``
+            and ``padding_hu`` are added for the way back.
         axis: the slice axis.
-        source: its ``headers`` must be a dict; ``slice_axis``, ``slice_step_mm`` and
-            ``padding_hu`` are added for the way back.
+
+    Raises:
+        MedQDMError: a voxel is not finite, or a step has no length.
     """
+    lattice, source = loaded.lattice, loaded.source
     y, x = _in_plane(axis)
     hu = np.ascontiguousarray(lattice.voxels.transpose(axis, y, x), dtype=np.float32)
     padding, code = _take_padding_out(hu)

@@ -12,7 +12,7 @@ from pydicom.sequence import Sequence
 from pydicom.uid import EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage
 
 from medqdm.errors import MedQDMError
-from medqdm.io.dicom_open import one_line_for, read_whole, shallow_copy
+from medqdm.io.dicom_open import check_syntax, one_line_for, read_whole, shallow_copy
 
 ENHANCED = (EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
 MOST_FRAMES = 50_000
@@ -164,6 +164,7 @@ def read_slice(item: Slice) -> Dataset:
     Raises:
         MedQDMError: the file is damaged.
     """
+    check_syntax(item.header, where=item.name)
     if item.frame is None:
         return read_whole(item.path)
     syntax = item.header.file_meta.TransferSyntaxUID

@@ -100,6 +100,11 @@ class _Metered:
         return data
 
 
+def is_of_the_system(error: Exception) -> bool:
+    """Whether the disk is the cause; pydicom raises OSError without a number for its parser."""
+    return isinstance(error, OSError) and error.errno is not None
+
+
 @contextmanager
 def one_line_for(where: str) -> Iterator[None]:
     """Whatever a parser or a value of the wrong kind raises becomes one error without the value.
@@ -113,9 +118,11 @@ def one_line_for(where: str) -> Iterator[None]:
     """
     try:
         yield
-    except (MedQDMError, OSError):
+    except MedQDMError:
         raise
     except Exception as error:
+        if is_of_the_system(error):
+            raise
         raise MedQDMError(
             f"{where}: must be readable DICOM, got {type(error).__name__} from its content; "
             "it is damaged: export it again, or take it out of the series"
@@ -167,6 +174,25 @@ def read_whole(file: Path) -> Dataset:
             "copy it again, or take it out of the series"
         )
     return dataset
+
+
+def check_syntax(header: Dataset, *, where: str) -> None:
+    """Refuse a file whose pixels may be encoded in any way.
+
+    Args:
+        header: with file meta.
+        where: what the message calls the file.
+
+    Raises:
+        MedQDMError: its TransferSyntaxUID is no transfer syntax, or several.
+    """
+    syntax = header.file_meta.get("TransferSyntaxUID")
+    is_uid = isinstance(syntax, UID) and syntax.is_valid
+    if not is_uid or not (syntax.is_private or syntax.is_transfer_syntax):
+        raise MedQDMError(
+            f"{where}: TransferSyntaxUID must be one transfer syntax, got several or another "
+            "value; its file meta is damaged: export it again, or take it out of the series"
+        )
 
 
 def shallow_copy(dataset: Dataset) -> Dataset:

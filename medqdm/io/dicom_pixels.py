@@ -2,7 +2,7 @@
 
 import struct
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -157,7 +157,7 @@ def _decode(dataset: Dataset, where: str) -> NDArray[np.integer]:
     except Exception as error:
         raise MedQDMError(
             f"{where}: pixels must be readable, got {type(error).__name__} from the decoder of "
-            f"{_name(syntax)}; the file is damaged, or no installed decoder reads it: run "
+            f"{syntax_name(syntax)}; the file is damaged, or no installed decoder reads it: run "
             f"'pip install {_DECODERS}', or convert it to Explicit VR Little Endian with "
             "another tool"
         ) from None
@@ -169,8 +169,10 @@ def _decode(dataset: Dataset, where: str) -> NDArray[np.integer]:
     return words
 
 
-def _name(syntax: UID) -> str:
-    return syntax.name if syntax.name != syntax else "an unknown transfer syntax"
+def syntax_name(syntax: Any) -> str:
+    """The name of a transfer syntax; another value may be anything and is not quoted."""
+    is_known = isinstance(syntax, UID) and syntax.name not in ("", syntax)
+    return syntax.name if is_known else "an unknown transfer syntax"
 
 
 def _check_length(dataset: Dataset, where: str) -> None:

@@ -5,6 +5,7 @@ and again when it is asked for; only headers and checksums are kept in between.
 """
 
 import hashlib
+import logging
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -14,17 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
 
-from medqdm.errors import MedQDMError
+from medqdm.errors import MedQDMError, trace
 from medqdm.io.dicom_frames import Slice, read_slice
 from medqdm.io.dicom_open import one_line_for
 from medqdm.io.dicom_pixels import Pixels, to_hu
-from medqdm.io.dicom_scan import Scan, scan, scan_files, tolerant
+from medqdm.io.dicom_scan import Scan, names_of, scan, scan_files, tolerant
 from medqdm.io.dicom_stack import Stack, arrange, check_geometry, is_enhanced, is_localizer
 from medqdm.volume import SliceStack, Source, Volume, check_finite
 
+logger = logging.getLogger(__name__)
 METAL_HU = 3000.0  # above bone and teeth
 _KEPT_SLICES = 8  # decoded, for those who ask for HU and padding of the same slice in turn
-_NAMED_FILES = 5  # in one message
 LOSSY_METHODS = {  # transfer syntaxes that lose, unless LossyImageCompression says 00
     "1.2.840.10008.1.2.4.50": "ISO_10918_1",
     "1.2.840.10008.1.2.4.51": "ISO_10918_1",
@@ -58,7 +59,7 @@ def read_dicom(
     uid, part = _choose(found, series, where=path.name or str(path))
     label = f"series {uid}"
     if found.unopened and not skip_bad:
-        names = _names([file.name for file in found.unopened])
+        names = names_of([file.name for file in found.unopened])
         raise MedQDMError(
             f"{label}: every file beside it must be readable, as it may be a slice, got "
             f"{len(found.unopened)} that cannot be opened: {names}; put their permissions right "
@@ -75,9 +76,9 @@ def read_dicom(
         headers = tuple(item.header for item in stack.slices)
         warnings = [*stack.warnings, *_pixel_warnings(headers, checked)]
         if bad:
-            warnings.append(f"left out {len(bad)} damaged slice(s): {_names(bad)}")
+            warnings.append(f"left out {len(bad)} damaged slice(s): {names_of(bad)}")
         if found.lost:
-            names = _names([file.name for file in found.lost])
+            names = names_of([file.name for file in found.lost])
             warnings.append(f"{len(found.lost)} file(s) may be slices but are damaged: {names}")
         digests = tuple(slice_.digest for slice_ in checked)
         decode = _decoder(stack.slices, digests)
@@ -134,7 +135,8 @@ def _leave_bad_ones_out(files: list[Slice]) -> tuple[list[Slice], list[str]]:
                 check_geometry(item)
                 _check_pixels(item)
             good.append(item)
-        except MedQDMError:
+        except MedQDMError as error:
+            logger.debug("left out %s\n%s", item.name, trace(error))
             bad.append(item.name)
     return (good, bad) if good else (files, [])
 
@@ -152,19 +154,14 @@ def _check_all(slices: list[Slice]) -> list[_Checked]:
         except MedQDMError as error:
             errors[item.name] = error
     if errors:
-        first = str(next(iter(errors.values())))
+        first = next(iter(errors.values()))
         if not checked:
-            raise MedQDMError(first)
+            raise first
         raise MedQDMError(
-            f"{first}; {len(errors)} of {len(slices)} slices are bad: {_names(list(errors))} "
+            f"{first}; {len(errors)} of {len(slices)} slices are bad: {names_of(list(errors))} "
             "(--skip-bad leaves them out)"
-        )
+        ) from first
     return checked
-
-
-def _names(names: list[str]) -> str:
-    more = len(names) - _NAMED_FILES
-    return ", ".join(names[:_NAMED_FILES]) + (f" and {more} more" if more > 0 else "")
 
 
 def _check_pixels(item: Slice) -> _Checked:
@@ -237,13 +234,11 @@ def _choose_stack(stacks: list[Stack], uid: str, part: str) -> Stack:
         return stacks[0]
     if part.isdecimal() and 1 <= int(part) <= len(stacks):
         return stacks[int(part) - 1]
-    listing = ", ".join(
-        f"{uid}#{stack.number} ({stack.name}: {len(stack.slices)} slices)" if stack.name else uid
-        for stack in stacks[:_NAMED_FILES]
+    listing = names_of(
+        [f"{uid}#{s.number} ({s.name}: {len(s.slices)} slices)" if s.name else uid for s in stacks]
     )
-    more = f" and {len(stacks) - _NAMED_FILES} more" if len(stacks) > _NAMED_FILES else ""
     raise MedQDMError(
-        f"series {uid}: must hold one acquisition, got {len(stacks)}: {listing}{more}; "
+        f"series {uid}: must hold one acquisition, got {len(stacks)}: {listing}; "
         "choose one with --series"
     )
 

@@ -5,7 +5,7 @@ import os
 import threading
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +14,18 @@ from pydicom import Dataset
 from pydicom.config import disable_value_validation
 from pydicom.uid import UID, CTImageStorage, MediaStorageDirectoryStorage
 
-from medqdm.errors import MedQDMError
+from medqdm.errors import MedQDMError, trace
 from medqdm.io.dicom_frames import ENHANCED, Slice, split_frames
-from medqdm.io.dicom_open import one_line_for, read_header
+from medqdm.io.dicom_open import is_of_the_system, one_line_for, read_header
 from medqdm.io.formats import ITK_ENDINGS, NIFTI_ENDINGS, has_ending
 
 DAMAGED, UNREADABLE = "damaged DICOM file", "file or folder that cannot be opened"
 NAMELESS, CLASSLESS = "CT without series UID", "DICOM without SOPClassUID"
+ARCHIVE = "archive (unpack it first)"
+_ARCHIVES = (b"PK\3\4", b"\x1f\x8b", b"7z\xbc\xaf\x27\x1c", b"Rar!", b"BZh", b"\xfd7zXZ\0")
 _MAY_BE_SLICES = (DAMAGED, UNREADABLE, NAMELESS, CLASSLESS)
+_NAMED_FILES = 5  # in one message
+logger = logging.getLogger(__name__)
 _TOLERANCE = threading.RLock()  # what tolerant() changes belongs to the whole process
 
 
@@ -32,14 +36,18 @@ class Scan:
     Args:
         series: CT slices by SeriesInstanceUID, in the order of their paths.
         skipped: why files were left out, with their numbers.
-        lost: the files among them that may be slices: damaged, cut short or not to be opened.
-        unopened: those of them that the system does not let us open.
+        lost: the files among them that may be slices, damaged, cut short or not to be opened, and
+            the reason of each.
     """
 
     series: dict[str, list[Slice]]
     skipped: Counter[str]
-    lost: tuple[Path, ...] = ()
-    unopened: tuple[Path, ...] = ()
+    lost: dict[Path, str]
+
+    @property
+    def unopened(self) -> tuple[Path, ...]:
+        """The lost files that the system does not let us open."""
+        return tuple(file for file, reason in self.lost.items() if reason == UNREADABLE)
 
     def why_nothing(self) -> str:
         """The reasons for leaving files out, in one phrase."""
@@ -81,19 +89,23 @@ def scan_files(files: Iterable[Path]) -> Scan:
     """Sort files into CT series."""
     series: dict[str, list[Slice]] = defaultdict(list)
     skipped: Counter[str] = Counter()
-    lost, unopened = [], []
+    lost: dict[Path, str] = {}
     with tolerant():
         for file in files:
             found = _probe(file)
             if isinstance(found, str):
                 skipped[found] += 1
                 if found in _MAY_BE_SLICES:
-                    lost.append(file)
-                if found == UNREADABLE:
-                    unopened.append(file)
+                    lost[file] = found
             else:
-                series[str(found[0].header.SeriesInstanceUID)] += found
-    return Scan(dict(series), skipped, tuple(lost), tuple(unopened))
+                series[found[0]] += found[1]
+    return Scan(dict(series), skipped, lost)
+
+
+def names_of(names: Sequence[str]) -> str:
+    """The first names of a list, and how many more there are."""
+    more = len(names) - _NAMED_FILES
+    return ", ".join(names[:_NAMED_FILES]) + (f" and {more} more" if more > 0 else "")
 
 
 def _files(path: Path) -> list[Path]:
@@ -116,7 +128,12 @@ def files_below(folder: Path) -> list[Path]:
         found.append(Path(error.filename))
 
     for top, folders, names in os.walk(folder, onerror=keep, followlinks=True):
-        status = Path(top).stat()
+        try:
+            status = Path(top).stat()
+        except OSError as error:
+            folders.clear()
+            keep(error)
+            continue
         if (status.st_dev, status.st_ino) in seen:
             folders.clear()
             continue
@@ -163,8 +180,8 @@ def _below(path: Path, file_id: list[str]) -> Path:
     return path.parent.joinpath(*file_id)
 
 
-def _probe(file: Path) -> list[Slice] | str:
-    """The CT slices in a file, or why there are none."""
+def _probe(file: Path) -> tuple[str, list[Slice]] | str:
+    """The series UID and the CT slices in a file, or why there are none."""
     if has_ending(file, (*NIFTI_ENDINGS, *ITK_ENDINGS)):
         return "NIfTI, NRRD or MetaImage file (give it by its own name)"
     try:
@@ -173,11 +190,18 @@ def _probe(file: Path) -> list[Slice] | str:
         if not file.is_file():
             return "no regular file"
         found = read_header(file)
-    except MedQDMError:
-        return DAMAGED
-    except OSError:
-        return UNREADABLE
-    return "not DICOM" if found is None else _slices(file, *found)
+        if found is None:
+            return ARCHIVE if _is_archive(file) else "not DICOM"
+        slices = _slices(file, *found)
+        return slices if isinstance(slices, str) else (str(found[0].SeriesInstanceUID), slices)
+    except Exception as error:  # whatever one file raises must not cost the others
+        logger.debug("left out %s\n%s", file, trace(error))
+        return UNREADABLE if is_of_the_system(error) else DAMAGED
+
+
+def _is_archive(file: Path) -> bool:
+    with file.open("rb") as stream:
+        return stream.read(8).startswith(_ARCHIVES)
 
 
 def _slices(file: Path, header: Dataset, position: int) -> list[Slice] | str:

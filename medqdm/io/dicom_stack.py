@@ -14,7 +14,7 @@ from pydicom import Dataset
 
 from medqdm.errors import MedQDMError
 from medqdm.io.dicom_frames import Slice, read_slice
-from medqdm.io.dicom_open import one_line_for, shallow_copy
+from medqdm.io.dicom_open import check_syntax, one_line_for, shallow_copy
 from medqdm.io.dicom_owner import check_owner
 from medqdm.io.dicom_pixels import to_hu
 
@@ -72,6 +72,7 @@ def arrange(slices: list[Slice], *, label: str) -> list[Stack]:
         _check_owner(slices, warnings, label)
         slices = _drop_localizers(slices, warnings, label)
         for item in slices:
+            check_syntax(item.header, where=item.name)
             check_geometry(item)
         slices = _drop_duplicates(slices, warnings)
         slices = _keep_largest_grid(slices, warnings, label)

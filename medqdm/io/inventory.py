@@ -1,22 +1,20 @@
 """Inventory: what a folder holds that medqdm could enhance or train on; no patient data."""
 
+import logging
 import os
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import nibabel
 import numpy as np
-import SimpleITK as sitk  # noqa: N813  (its usual name)
 
-from medqdm.errors import MedQDMError
-from medqdm.io.axes import choose_slice_axis
-from medqdm.io.claims import data_files
+from medqdm.errors import MedQDMError, trace
+from medqdm.io.axes import Loaded, choose_slice_axis, to_volume
 from medqdm.io.dicom_frames import Slice, read_slice
 from medqdm.io.dicom_open import one_line_for
-from medqdm.io.dicom_pixels import Pixels, padding_ends, to_hu
-from medqdm.io.dicom_scan import files_below, scan_files, tolerant
+from medqdm.io.dicom_pixels import Pixels, padding_ends, syntax_name, to_hu
+from medqdm.io.dicom_scan import files_below, names_of, scan_files, tolerant
 from medqdm.io.dicom_stack import (
     Stack,
     arrange,
@@ -26,8 +24,12 @@ from medqdm.io.dicom_stack import (
     tilt_degrees,
 )
 from medqdm.io.formats import ITK_ENDINGS, NIFTI_ENDINGS, SEGMENTATION_ENDINGS, has_ending
+from medqdm.io.itk import load_itk
+from medqdm.io.nifti import load_nifti
 from medqdm.volume import ENHANCED_BEFORE
 
+logger = logging.getLogger(__name__)
+_BESIDE = "NIfTI, NRRD or MetaImage file beside DICOM series"
 _SMALL_PX = 64
 _VIEW_MM = (80, 700)  # of scanners' reconstructions
 _HEADER = 4096  # bytes of a DICOM file besides its pixels, roughly
@@ -129,14 +131,25 @@ class Inventory:
     Args:
         series: CT series and volume files, in the order of their paths.
         skipped: why files were left out, with their numbers.
+        lost: of those that may be slices, by the same reasons: their paths in the folder, the
+            first of them and how many more there are.
     """
 
     series: tuple[SeriesSummary, ...]
     skipped: dict[str, int]
+    lost: dict[str, str] = field(default_factory=dict)
+
+    def skipped_lines(self) -> list[str]:
+        """What was left out, one line for each reason."""
+        return [
+            f"skipped {count} file(s): {reason}"
+            + (f": {self.lost[reason]}" if reason in self.lost else "")
+            for reason, count in sorted(self.skipped.items())
+        ]
 
 
 def find_series(path: str | Path) -> list[SeriesSummary]:
-    """The CT series and volume files of a folder tree, from their headers alone.
+    """The CT series and volume files of a folder tree; see ``take_inventory``.
 
     Args:
         path: a folder (searched to the bottom) or a file.
@@ -148,7 +161,11 @@ def find_series(path: str | Path) -> list[SeriesSummary]:
 
 
 def take_inventory(path: str | Path) -> Inventory:
-    """``find_series``, and what was left out.
+    """The CT series and volume files of a folder tree, and what was left out.
+
+    Of DICOM series, headers and the middle slice are read. NIfTI, NRRD and MetaImage files are
+    read whole, and only where there is no DICOM series: beside one they are taken for its masks.
+    A damaged file or series costs no other.
 
     Args:
         path: a folder (searched to the bottom) or a file.
@@ -159,33 +176,54 @@ def take_inventory(path: str | Path) -> Inventory:
     path = Path(path)
     if not path.exists():
         raise MedQDMError(f"{path}: must be a folder or file, got nothing there; check the path")
-    files = [path] if path.is_file() else files_below(path)
     skipped: Counter[str] = Counter()
-    summaries, rest = [], []
-    for file in files:
+    volumes: list[Path] = []
+    rest: list[Path] = []
+    for file in [path] if path.is_file() else files_below(path):
         if has_ending(file, SEGMENTATION_ENDINGS):
             skipped["segmentation"] += 1
-        elif has_ending(file, (*NIFTI_ENDINGS, *ITK_ENDINGS)):
-            summaries.append(_summarize_file(file))
         else:
-            rest.append(file)
+            is_volume = has_ending(file, (*NIFTI_ENDINGS, *ITK_ENDINGS))
+            (volumes if is_volume else rest).append(file)
     found = scan_files(rest)
+    summaries = []
     with tolerant():
         for uid, slices in found.series.items():
             of_series = _summarize_series(uid, slices)
             beside = {file for file in found.lost if of_series[0].path in file.parents}
             of_it = tuple(sorted({item.path for item in slices} | beside))
             summaries += [replace(summary, files=of_it) for summary in of_series]
+    if summaries and volumes:
+        skipped[_BESIDE] = len(volumes)
+    elif volumes:
+        summaries = [_summarize_file(file) for file in volumes]
     summaries.sort(key=lambda s: (s.path, s.series_instance_uid or ""))
-    return Inventory(tuple(summaries), dict(skipped + found.skipped))
+    return Inventory(tuple(summaries), dict(skipped + found.skipped), _names_of(found.lost, path))
+
+
+def _names_of(lost: Mapping[Path, str], root: Path) -> dict[str, str]:
+    by_reason: dict[str, list[str]] = defaultdict(list)
+    for file, reason in lost.items():
+        by_reason[reason].append(file.name if file == root else file.relative_to(root).as_posix())
+    return {reason: names_of(names) for reason, names in by_reason.items()}
+
+
+def _problem(error: Exception, *, where: str) -> str:
+    """What one series or file raised, as a reason; whatever it is must not cost the others."""
+    logger.debug("%s cannot be read\n%s", where, trace(error))
+    if isinstance(error, MedQDMError):
+        return str(error)
+    return f"{where}: must be readable, got {type(error).__name__}; it is damaged, copy it again"
 
 
 def _summarize_series(uid: str, slices: Sequence[Slice]) -> list[SeriesSummary]:
     """One summary for each acquisition of a series."""
     folder = _common_folder(slices)
+    label = f"series {uid}"
     try:
-        stacks = arrange(list(slices), label=f"series {uid}")
-    except MedQDMError as error:
+        stacks = arrange(list(slices), label=label)
+        return [_summarize_stack(uid, stack, folder) for stack in stacks]
+    except Exception as error:
         return [
             SeriesSummary(
                 kind="dicom",
@@ -194,11 +232,10 @@ def _summarize_series(uid: str, slices: Sequence[Slice]) -> list[SeriesSummary]:
                 num_slices=len(slices),
                 matrix=_matrix(slices[0]),
                 spacing_mm=(0.0, 0.0, 0.0),
-                problem=str(error),
+                problem=_problem(error, where=label),
                 encoding=_syntaxes(slices),
             )
         ]
-    return [_summarize_stack(uid, stack, folder) for stack in stacks]
 
 
 def _summarize_stack(uid: str, stack: Stack, folder: Path) -> SeriesSummary:
@@ -209,8 +246,8 @@ def _summarize_stack(uid: str, stack: Stack, folder: Path) -> SeriesSummary:
         with one_line_for(middle.name):
             pixels = to_hu(read_slice(middle), where=middle.name)
             padding = _padding(middle, pixels)
-    except MedQDMError as error:
-        problem = str(error)
+    except Exception as error:
+        problem = _problem(error, where=middle.name)
     spacing = [float(v) for v in slices[0].header.PixelSpacing]
     steps = np.diff(heights_mm(slices))
     return SeriesSummary(
@@ -241,12 +278,12 @@ def _common_folder(slices: Sequence[Slice]) -> Path:
 def _matrix(item: Slice) -> tuple[int, int]:
     try:
         return int(item.header.get("Rows") or 0), int(item.header.get("Columns") or 0)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return 0, 0
 
 
 def _syntaxes(slices: Sequence[Slice]) -> tuple[str, ...]:
-    return tuple(sorted({item.header.file_meta.TransferSyntaxUID.name for item in slices}))
+    return tuple(sorted({syntax_name(s.header.file_meta.TransferSyntaxUID) for s in slices}))
 
 
 def _padding(item: Slice, pixels: Pixels) -> str:
@@ -259,50 +296,36 @@ def _padding(item: Slice, pixels: Pixels) -> str:
     return " to ".join(f"{v * slope + intercept:g}" for v in sorted(set(ends))) + " HU, declared"
 
 
+def load_file(path: Path) -> Loaded:
+    """Read a NIfTI, NRRD or MetaImage file.
+
+    Raises:
+        MedQDMError: damaged, or not one three-dimensional volume.
+    """
+    return load_nifti(path) if has_ending(path, NIFTI_ENDINGS) else load_itk(path)
+
+
 def _summarize_file(path: Path) -> SeriesSummary:
+    """What ``read`` makes of a file; if the slice axis is not clear, as if it were the third."""
     kind = "nifti" if has_ending(path, NIFTI_ENDINGS) else "itk"
     summary = SeriesSummary(kind, path, None, 0, (0, 0), (0.0, 0.0, 0.0))
+    unclear: tuple[str, ...] = ()
     try:
-        size, spacing, encoding = _nifti_lattice(path) if kind == "nifti" else _itk_lattice(path)
-    except MedQDMError as error:
-        return replace(summary, problem=str(error))
-    except Exception:  # of nibabel's and ITK's many
-        return replace(summary, problem=f"{path.name}: cannot be read")
-    if len(size) != 3:
-        return replace(summary, problem=f"{path.name}: has {len(size)} dimensions, not 3")
-    axis = 2
-    warnings: tuple[str, ...] = ()
-    try:
-        axis = choose_slice_axis(np.asarray(spacing), None, where=path.name)
-    except MedQDMError as error:
-        warnings = (str(error),)
-    x, y = (a for a in range(3) if a != axis)
+        loaded = load_file(path)
+        try:
+            axis = choose_slice_axis(loaded.spacing_mm, None, where=path.name)
+        except MedQDMError as error:
+            axis, unclear = 2, (str(error),)
+        volume = to_volume(loaded, axis)
+    except Exception as error:
+        return replace(summary, problem=_problem(error, where=path.name))
     return replace(
         summary,
-        num_slices=size[axis],
-        matrix=(size[y], size[x]),
-        spacing_mm=(spacing[axis], spacing[y], spacing[x]),
-        warnings=warnings,
-        encoding=(encoding,),
-        needs_slice_axis=bool(warnings),
+        num_slices=volume.shape[0],
+        matrix=volume.shape[1:],
+        spacing_mm=(float(loaded.spacing_mm[axis]), *volume.spacing_mm),
+        warnings=(*unclear, *volume.source.warnings),
+        encoding=(loaded.encoding,),
+        needs_slice_axis=bool(unclear),
+        is_enhanced=volume.source.is_enhanced,
     )
-
-
-_Lattice = tuple[tuple[int, ...], tuple[float, ...], str]
-
-
-def _nifti_lattice(path: Path) -> _Lattice:
-    header = nibabel.load(path).header
-    size = tuple(int(n) for n in header.get_data_shape())
-    while len(size) > 3 and size[-1] == 1:
-        size = size[:-1]
-    return size, tuple(float(v) for v in header.get_zooms()[:3]), str(header.get_data_dtype())
-
-
-def _itk_lattice(path: Path) -> _Lattice:
-    data_files(path)
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    reader.ReadImageInformation()
-    kind = sitk.GetPixelIDValueAsString(reader.GetPixelID())
-    return reader.GetSize(), reader.GetSpacing(), kind

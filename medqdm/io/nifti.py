@@ -13,45 +13,69 @@ from numpy.typing import NDArray
 
 import medqdm
 from medqdm.errors import MedQDMError
-from medqdm.io.axes import (
-    Lattice,
-    Place,
-    choose_slice_axis,
-    place,
-    planes,
-    to_volume,
-    value_warnings,
-)
+from medqdm.io.axes import Lattice, Loaded, Place, place, planes, value_warnings
 from medqdm.io.claims import check_nifti_claim
 from medqdm.io.whole import whole_file
 from medqdm.volume import Source, Volume, check_same_edges
 
 _LPS_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # its own inverse
 _SCANNER = 1  # NIFTI_XFORM_SCANNER_ANAT
+_APART = 0.1  # voxels between corners; rounded headers stay below
 _FLAT = 1e-3  # volume that unit steps span; a tilt of 30 degrees leaves 0.87
 
 
-def read_nifti(path: Path, *, slice_axis: int | None = None) -> Volume:
+def load_nifti(path: Path) -> Loaded:
     """Read a three-dimensional NIfTI file with HU in it.
 
     Args:
         path: ``.nii`` or ``.nii.gz``.
-        slice_axis: the array axis that runs through the slices; None: the one with a spacing of
-            its own.
 
     Raises:
-        MedQDMError: damaged, not three-dimensional, not in mm, or the slice axis is not clear.
+        MedQDMError: damaged, not three-dimensional, or not in mm.
     """
     image, voxels = _load(path)
     header = image.header
-    warnings = value_warnings(voxels)
-    if not (int(header["sform_code"]) or int(header["qform_code"])):
-        warnings += ("qform and sform are unset; the place in the patient is a guess",)
+    warnings = value_warnings(voxels) + _place_warnings(image)
     affine = _LPS_RAS @ np.asarray(image.affine, dtype=np.float64)
-    axis = choose_slice_axis(voxel_sizes(affine), slice_axis, where=path.name)
     ours = bytes(header["descrip"]).startswith(b"medqdm")
     source = Source("nifti", path.name, {"header": header.copy()}, warnings, is_enhanced=ours)
-    return to_volume(Lattice(voxels, affine), axis, source=source)
+    return Loaded(Lattice(voxels, affine), source, str(header.get_data_dtype()))
+
+
+def _place_warnings(image: Any) -> tuple[str, ...]:
+    """What the header says twice about the place, and differently."""
+    header, affine = image.header, np.asarray(image.affine, dtype=np.float64)
+    sform_code, qform_code = int(header["sform_code"]), int(header["qform_code"])
+    if not sform_code and not qform_code:
+        return ("qform and sform are unset; the place in the patient is a guess",)
+    if not sform_code:
+        return ()
+    name, other = "qform", _qform(header)
+    if not qform_code:
+        name, zooms = "pixdim", np.abs(np.array(header.get_zooms()[:3], dtype=np.float64))
+        other = affine.copy()
+        other[:3, :3] *= zooms / voxel_sizes(affine)
+    if other is None:
+        return ("the qform is damaged; the sform counts",)
+    shape = image.shape[:3]
+    apart = np.linalg.norm(Place(shape, affine).corners_mm() - Place(shape, other).corners_mm(),
+                           axis=-1).max()  # fmt: skip
+    if apart <= _APART * voxel_sizes(affine).min():
+        return ()
+    sform, form = (" x ".join(f"{v:.4g}" for v in voxel_sizes(a)) for a in (affine, other))
+    return (
+        f"sform and {name} disagree: spacing {sform} mm and {form} mm, "
+        f"corners up to {apart:.3g} mm apart; the sform counts",
+    )
+
+
+def _qform(header: Any) -> NDArray[np.float64] | None:
+    """The affine of the qform, set or not; None if it is damaged."""
+    try:
+        qform = np.asarray(header.get_qform(), dtype=np.float64)
+    except Exception:  # of nibabel's many
+        return None
+    return qform if np.isfinite(qform).all() and min(voxel_sizes(qform)) > 0 else None
 
 
 def _load(path: Path) -> tuple[Any, NDArray[np.float32]]:
@@ -152,12 +176,12 @@ def _set_forms(image: Any, own: Any, affine: NDArray[np.float64], shape: tuple[i
         sform, qform, sform_code, qform_code = affine, affine, _SCANNER, _SCANNER
     else:
         ratio = np.array(own.get_data_shape()[:3]) / shape
-        sform, qform = (_rescaled(form, ratio) for form in (own.get_sform(), own.get_qform()))
         sform_code, qform_code = int(own["sform_code"]), int(own["qform_code"])
-        if not sform_code:
-            sform = affine
-        if not qform_code:
-            qform = affine
+        own_qform = _qform(own)
+        if own_qform is None:
+            qform_code = 0
+        sform = _rescaled(own.get_sform(), ratio) if sform_code else affine
+        qform = affine if own_qform is None or not qform_code else _rescaled(own_qform, ratio)
     if _is_sheared(sform) and sform_code:
         qform_code = 0
     image.set_sform(sform, sform_code)

@@ -1,3 +1,6 @@
+import re
+from pathlib import Path
+
 import nibabel
 import numpy as np
 import pytest
@@ -11,29 +14,129 @@ def test_a_data_folder_is_listed(ct_series, phantom, tmp_path):
     data = ct_series(folder="data/b/ct", SeriesInstanceUID="1.2.3").parent.parent
     ct_series(folder="data/b/scout", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
     ct_series(folder="data/b/ct/sc", hu=phantom[:1], SOPClassUID="1.2.840.10008.5.1.4.1.1.7")
-    (data / "a").mkdir()
-    image = nibabel.Nifti1Image(phantom.transpose(2, 1, 0), np.diag([0.6, 0.6, 2.5, 1]))
-    nibabel.save(image, data / "a" / "scan.nii.gz")
-    sitk.WriteImage(sitk.GetImageFromArray(phantom), str(data / "a" / "scan.nrrd"))
-    sitk.WriteImage(sitk.GetImageFromArray(phantom), str(data / "a" / "liver.seg.nrrd"))
-    (data / "a" / "broken.nii").write_text("x")
     found = take_inventory(data)
     assert [(s.kind, s.path.relative_to(data).as_posix()) for s in found.series] == [
-        ("nifti", "a/broken.nii"),
-        ("nifti", "a/scan.nii.gz"),
-        ("itk", "a/scan.nrrd"),
         ("dicom", "b/ct"),
         ("dicom", "b/scout"),
     ]
-    assert found.skipped == {"segmentation": 1, "Secondary Capture Image Storage": 1}
-    broken, nifti, _, ct, scout = found.series
-    assert "cannot be read" in broken.problem
-    assert (nifti.num_slices, nifti.matrix) == (4, (48, 40))
-    np.testing.assert_allclose(nifti.spacing_mm, (2.5, 0.6, 0.6), atol=1e-6)
+    assert found.skipped == {"Secondary Capture Image Storage": 1}
+    ct, scout = found.series
     assert (ct.num_slices, ct.matrix, ct.spacing_mm) == (4, (48, 40), (2.5, 0.8, 0.6))
     assert (ct.series_instance_uid, ct.warnings, ct.problem) == ("1.2.3", (), None)
     assert "localizers only" in scout.problem
     assert read(ct.path, series=ct.series_instance_uid).shape == phantom.shape
+
+
+def volume_files(folder, phantom):
+    """A whole NIfTI and NRRD file, a segmentation, and a file that is none."""
+    folder.mkdir()
+    image = nibabel.Nifti1Image(phantom.transpose(2, 1, 0), np.diag([0.6, 0.6, 2.5, 1]))
+    nibabel.save(image, folder / "scan.nii.gz")
+    sitk.WriteImage(sitk.GetImageFromArray(phantom), str(folder / "scan.nrrd"))
+    sitk.WriteImage(sitk.GetImageFromArray(phantom), str(folder / "liver.seg.nrrd"))
+    (folder / "broken.nii").write_text("x")
+    return folder
+
+
+def test_volume_files_are_listed(phantom, tmp_path):
+    data = volume_files(tmp_path / "data", phantom)
+    found = take_inventory(data)
+    assert [(s.kind, s.path.name) for s in found.series] == [
+        ("nifti", "broken.nii"), ("nifti", "scan.nii.gz"), ("itk", "scan.nrrd"),
+    ]  # fmt: skip
+    assert found.skipped == {"segmentation": 1}
+    broken, nifti, _ = found.series
+    assert "broken.nii: must be a whole NIfTI file" in broken.problem
+    assert (nifti.num_slices, nifti.matrix) == (4, (48, 40))
+    np.testing.assert_allclose(nifti.spacing_mm, (2.5, 0.6, 0.6), atol=1e-6)
+
+
+def test_volume_files_beside_a_series_are_counted_and_not_opened(
+    ct_series, phantom, tmp_path, monkeypatch
+):
+    folder = ct_series(folder="data/ct")
+    volume_files(tmp_path / "data" / "files", phantom)
+    (folder / "mask.mha").write_bytes(b"ObjectType = Image\nNDims = 2147483648\n")
+    opened = []
+    real = Path.open
+    monkeypatch.setattr(
+        Path, "open", lambda self, *a, **k: opened.append(self.name) or real(self, *a, **k)
+    )
+    found = take_inventory(tmp_path / "data")
+    assert [s.kind for s in found.series] == ["dicom"]
+    assert found.skipped == {
+        "segmentation": 1, "NIfTI, NRRD or MetaImage file beside DICOM series": 4,
+    }  # fmt: skip
+    assert set(opened) == {"001", "002", "003", "004"}
+
+
+def change(how, rng, image):
+    """Edit a header, or its voxels, in one of several ways."""
+    if how == "zooms":
+        image.header.set_zooms(rng.uniform(0.3, 5, 3))
+    elif how == "qform":
+        image.set_qform(np.diag([*rng.uniform(0.3, 5, 3), 1]), 1)
+    elif how == "isotropic":
+        image.set_sform(np.diag([0.8, 0.8, 0.8, 1]), 1)
+    elif how == "NaN":
+        image.dataobj[0, 0, 0] = np.nan
+    elif how == "flat":
+        image.set_sform(np.diag([0.8, 0.8, 0, 1]), 1)
+    elif how == "micron":
+        image.header.set_xyzt_units("micron")
+
+
+HOW = ["nothing", "zooms", "qform", "isotropic", "NaN", "flat", "micron"]
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("seed", range(4))
+def test_a_summary_of_a_file_is_what_read_gives(phantom, tmp_path, how, seed):
+    rng = np.random.default_rng(seed)
+    axes = rng.permutation(3)
+    voxels = phantom.transpose(axes).copy()
+    steps = np.array([2.5, 0.8, 0.8])[axes] * rng.choice([-1, 1], 3)
+    image = nibabel.Nifti1Image(voxels, np.diag([*steps, 1]))
+    image.header.set_xyzt_units("mm")
+    change(how, rng, image)
+    nibabel.save(image, tmp_path / "scan.nii")
+    assert_one_verdict(tmp_path / "scan.nii")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "dimension: 4\nsizes: 1 8 8 4\nspace directions: none (0.7,0,0) (0,0.7,0) (0,0,2)\n"
+        "kinds: list domain domain domain\n",
+        "dimension: 4\nsizes: 8 8 4 1\nspace directions: (0.7,0,0) (0,0.7,0) (0,0,2) none\n"
+        "kinds: domain domain domain list\n",
+        "dimension: 4\nsizes: 2 8 8 2\nspace directions: none (0.7,0,0) (0,0.7,0) (0,0,2)\n"
+        "kinds: list domain domain domain\n",
+        "dimension: 3\nsizes: 8 8 4\nspace directions: (0.7,0,0) (0,0.7,0) (0,0,0.7)\n",
+        "dimension: 2\nsizes: 16 16\n",
+    ],
+)
+def test_a_summary_of_an_nrrd_file_is_what_read_gives(tmp_path, header):
+    space = "" if "dimension: 2" in header else "space: left-posterior-superior\n"
+    text = f"NRRD0004\ntype: short\nencoding: raw\nendian: little\n{header}"
+    text = text.replace("sizes", f"{space}sizes")
+    (tmp_path / "scan.nrrd").write_bytes(text.encode() + b"\n" + bytes(512))
+    assert_one_verdict(tmp_path / "scan.nrrd")
+
+
+def assert_one_verdict(path):
+    """The summary says what ``read`` does, in the same words."""
+    (summary,) = find_series(path)
+    refusal = summary.problem or (summary.warnings[0] if summary.needs_slice_axis else None)
+    if refusal is not None:
+        with pytest.raises(MedQDMError, match=f"^{re.escape(refusal)}$"):
+            read(path)
+        return
+    volume = read(path)
+    assert (summary.num_slices, *summary.matrix) == volume.shape
+    assert summary.warnings == volume.source.warnings
+    between = np.linalg.norm(volume.z_steps_mm, axis=1)
+    np.testing.assert_allclose(summary.spacing_mm, (between[0], *volume.spacing_mm), rtol=1e-9)
 
 
 def test_oddities_are_told_without_patient_data(ct_series):

@@ -1,3 +1,4 @@
+import re
 import struct
 
 import nibabel
@@ -109,6 +110,62 @@ def test_forms_that_differ_are_both_resampled(nifti, tmp_path):
         np.testing.assert_allclose(
             _corners(form, (160, 192, 4)), _corners(affine, (40, 48, 4)), atol=1e-4
         )
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_forms_that_disagree_are_told_and_the_sform_counts(nifti, seed):
+    """By the form, the spacing, the place or the angle, alone or together."""
+    rng = np.random.default_rng(seed)
+    other = ROTATED.copy()
+    other[:3, 3] += rng.normal(0, 5, 3)
+    other[:3, :3] *= rng.uniform(0.5, 2, 3)
+
+    def differ(image):
+        image.set_sform(ROTATED, rng.integers(1, 5))
+        image.set_qform(other, rng.integers(1, 5))
+
+    volume = read(nifti(edit=differ))
+    corners = np.linalg.norm(_corners(ROTATED, (40, 48, 4)) - _corners(other, (40, 48, 4)), axis=1)
+    (warning,) = volume.source.warnings
+    spacing = " x ".join(f"{v:.4g}" for v in np.linalg.norm(other[:3, :3], axis=0))
+    assert f"sform and qform disagree: spacing 0.7 x 0.7 x 2.5 mm and {spacing} mm" in warning
+    assert float(re.search(r"up to ([\d.]+) mm apart", warning)[1]) == pytest.approx(
+        corners.max(), rel=0.01
+    )
+    np.testing.assert_allclose(volume.spacing_mm, (0.7, 0.7), rtol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_forms_that_differ_by_rounding_are_not_told(nifti, seed):
+    rng = np.random.default_rng(seed)
+
+    def differ(image):
+        image.set_sform(np.round(ROTATED, 5), 1)
+        image.set_qform(ROTATED + np.pad(rng.normal(0, 0.01, (3, 1)), ((0, 1), (3, 0))), 1)
+
+    assert read(nifti(edit=differ)).source.warnings == ()
+
+
+def test_pixdim_that_disagrees_with_the_sform_is_told(nifti):
+    def differ(image):
+        image.set_sform(STRAIGHT, 1)
+        image.set_qform(None, 0)
+        image.header["pixdim"][1:4] = 1, 1, 2.5
+
+    (warning,) = read(nifti(edit=differ)).source.warnings
+    assert "sform and pixdim disagree: spacing 0.7 x 0.7 x 2.5 mm and 1 x 1 x 2.5 mm" in warning
+
+
+def test_a_damaged_qform_is_told_and_not_carried_on(nifti, tmp_path):
+    def damage(image):
+        image.set_sform(STRAIGHT, 1)
+        image.header["quatern_b"] = image.header["quatern_c"] = 3
+
+    volume = read(nifti(edit=damage))
+    assert volume.source.warnings == ("the qform is damaged; the sform counts",)
+    write(volume, _enhance(volume), tmp_path / "out.nii")
+    header = nibabel.load(tmp_path / "out.nii").header
+    assert (int(header["sform_code"]), int(header["qform_code"])) == (1, 0)
 
 
 @pytest.mark.parametrize("qform", [0, 1])
