@@ -33,8 +33,9 @@ class Row:
     cannot be enhanced), ``enhanced already`` (left out: an output of medqdm), ``refused`` (its
     headers tell that it cannot be read) or ``failed``. ``skipped`` stands for files of no series:
     ``slices`` is their number and ``message`` the reason. ``series`` is the SeriesInstanceUID, or
-    the name of a volume file. ``output`` is the folder. ``left_out`` counts slices of the series
-    that were not enhanced with it: damaged, duplicates, scouts, on another grid.
+    the name of a volume file. ``output`` is the folder. ``left_out`` counts images that are, or may
+    be, slices of the series and are not in its output, and ``message`` says why: damaged, or on
+    another grid. Scouts and duplicates do not count.
     """
 
     output: str
@@ -59,7 +60,7 @@ class Row:
     @property
     def is_failure(self) -> bool:
         """Whether somebody should look after it."""
-        return self.status in ("refused", "failed")
+        return self.status in ("refused", "failed") or bool(self.left_out)
 
 
 def find_many(root: Path) -> io.Inventory:
@@ -80,7 +81,7 @@ def find_many(root: Path) -> io.Inventory:
     series = tuple(s for s in found.series if s.kind == "dicom") or found.series
     passed_over = len(found.series) - len(series)
     skipped = found.skipped | ({_BESIDE: passed_over} if passed_over else {})
-    return io.Inventory(series, skipped)
+    return io.Inventory(series, skipped, found.warnings)
 
 
 def enhance_all(  # noqa: PLR0913  (all by keyword but three)
@@ -208,7 +209,7 @@ def _row(root: Path, summary: io.SeriesSummary, *, skip_bad: bool) -> Row:
 
 def _describe(row: Row, volume: Volume) -> None:
     """What was read, which is less than what lies there if slices were left out."""
-    row.left_out = volume.source.left_out
+    row.left_out, row.message = volume.source.left_out, "; ".join(volume.source.losses)
     row.slices, row.rows, row.columns = volume.shape
     row.spacing_y_mm, row.spacing_x_mm = volume.spacing_mm
 

@@ -80,7 +80,12 @@ def enhance_volume(  # noqa: PLR0913  (all by keyword but three)
     overlays = {"segmentation": segmentation, "parametric_map": parametric_map}
     identity = _identity(enhancer, volume, settings, file_format, overlays)
     if resume and (run := _finished(out, identity)):
-        return Summary(num_slices=len(volume.hu), finished=run["summary"], warnings=run["warnings"])
+        return Summary(
+            num_slices=len(volume.hu),
+            finished=run["summary"],
+            warnings=run["warnings"],
+            left_out=volume.source.left_out,
+        )
     with io.open_output(
         volume,
         out,
@@ -95,7 +100,7 @@ def enhance_volume(  # noqa: PLR0913  (all by keyword but three)
     ) as output:
         summary = _enhance_into(output, enhancer, volume, track)
         output.finish()
-        summary.clipped = output.num_clipped
+        summary.clipped, summary.left_out = output.num_clipped, volume.source.left_out
         _add_companions(output, enhancer, volume)
         run = run_record(enhancer, volume, summary, file_format)
         run["output"] |= {

@@ -22,7 +22,8 @@ class Summary:
 
     ``mean_shift_hu`` and ``lr_consistency_hu`` compare the output, reduced by area to the input's
     grid, with the input. ``redone`` counts the slices that were not finite in bf16. ``finished``
-    holds the figures of an earlier run where there was nothing left to do.
+    holds the figures of an earlier run where there was nothing left to do. ``left_out`` counts
+    images of the series that are not in the output, see ``volume.Source``.
     """
 
     num_slices: int = 0
@@ -34,6 +35,7 @@ class Summary:
     voxels: int = 0
     clipped: int = 0
     redone: int = 0
+    left_out: int = 0
     warnings: list[str] = field(default_factory=list)
     finished: dict[str, float | int] | None = None
 
@@ -112,6 +114,7 @@ def run_record(
             "kind": volume.source.kind,
             "shape_zyx": list(volume.shape),
             "spacing_yx_mm": list(volume.spacing_mm),
+            "left_out": volume.source.left_out,
         },
         "output": {"format": file_format, "upscale": enhancer.task.upscale},
         "summary": summary.numbers(),

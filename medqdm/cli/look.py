@@ -32,6 +32,8 @@ def info(
         return
     for found in inventory.series:
         _show_series(found)
+    for warning in inventory.warnings:
+        _show(f"[yellow]warning:[/] {escape(warning)}", markup=True)
     for reason, count in sorted(inventory.skipped.items()):
         _show(f"skipped {count} file(s): {reason}")
     if not inventory.series:

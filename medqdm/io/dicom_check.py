@@ -19,6 +19,7 @@ from medqdm.io.dicom_header import (
     SIGNATURES,
     STAYS_TOO,
     clean,
+    common_frame,
     image_type,
 )
 from medqdm.io.dicom_pixels import padding_ends, stored_range
@@ -32,7 +33,7 @@ _LONGEST_DS = 16
 _KEPT = (
     "StudyInstanceUID", "StudyID", "StudyDate", "StudyTime", "AccessionNumber",
     "ReferringPhysicianName", "StudyDescription", "SpecificCharacterSet",
-    "TimezoneOffsetFromUTC", "FrameOfReferenceUID", "PositionReferenceIndicator",
+    "TimezoneOffsetFromUTC", "PositionReferenceIndicator",
     "PatientPosition", "BodyPartExamined", "ImageOrientationPatient", "SliceThickness",
     "SpacingBetweenSlices", "SliceLocation", "GantryDetectorTilt", "ReconstructionDiameter",
     "InstanceNumber", "AcquisitionNumber", "AcquisitionDate", "AcquisitionTime",
@@ -45,7 +46,8 @@ _NEEDED = (
     "PixelSpacing", "Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored", "HighBit",
     "PixelRepresentation", "PixelData",
 )  # fmt: skip
-_MAY_BE_NEW = {"FrameOfReferenceUID", "InstanceNumber"}  # given to a source that has none
+_SHARED = ("SeriesInstanceUID", "SeriesNumber", "SeriesDate", "FrameOfReferenceUID")
+_MAY_BE_NEW = {"InstanceNumber"}  # given to a source that has none
 
 
 def check_slice(
@@ -91,6 +93,7 @@ def check_series(files: Sequence[Path], sources: Sequence[Dataset]) -> None:
             f"a derived series must have {len(sources)} slices like its source, got {len(files)}; "
             "nothing was written, please report this"
         )
+    frame = common_frame(sources)
     used = {str(source.get("SOPInstanceUID") or "") for source in sources} - {""}
     shared: list[str] = []
     seen: set[str] = set()
@@ -102,10 +105,13 @@ def check_series(files: Sequence[Path], sources: Sequence[Dataset]) -> None:
             raise _fault(file, "have a SOPInstanceUID that no other image has")
         seen.add(uid)
         numbers.add(_text(written, "InstanceNumber"))
-        same = [_text(written, k) for k in ("SeriesInstanceUID", "SeriesNumber", "SeriesDate")]
+        found = _text(written, "FrameOfReferenceUID")
+        if found != (frame or found) or not found:
+            raise _fault(file, "have the FrameOfReferenceUID that most slices of its source have")
+        same = [_text(written, k) for k in _SHARED]
         shared = shared or same
         if same != shared:
-            raise _fault(file, "share its series' UID, number and date with the others")
+            raise _fault(file, "share its series' UID, number, date and frame with the others")
     if len(numbers) < len({_text(source, "InstanceNumber") or str(k) for k, source in
                            enumerate(sources)}):  # fmt: skip
         raise _fault(files[0], "have the instance number of its source")

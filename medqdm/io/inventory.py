@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from medqdm.errors import MedQDMError
 from medqdm.io.axes import choose_slice_axis
 from medqdm.io.claims import data_files
 from medqdm.io.dicom_frames import Slice, read_slice
+from medqdm.io.dicom_grid import is_enhanced
 from medqdm.io.dicom_open import one_line_for
 from medqdm.io.dicom_pixels import Pixels, padding_ends, to_hu
 from medqdm.io.dicom_scan import files_below, scan_files, tolerant
@@ -21,7 +22,7 @@ from medqdm.io.dicom_stack import (
     Stack,
     arrange,
     heights_mm,
-    is_enhanced,
+    is_localizer,
     num_gaps,
     tilt_degrees,
 )
@@ -129,10 +130,12 @@ class Inventory:
     Args:
         series: CT series and volume files, in the order of their paths.
         skipped: why files were left out, with their numbers.
+        warnings: what is odd about several series together, one sentence each.
     """
 
     series: tuple[SeriesSummary, ...]
     skipped: dict[str, int]
+    warnings: tuple[str, ...] = ()
 
 
 def find_series(path: str | Path) -> list[SeriesSummary]:
@@ -177,7 +180,22 @@ def take_inventory(path: str | Path) -> Inventory:
             of_it = tuple(sorted({item.path for item in slices} | beside))
             summaries += [replace(summary, files=of_it) for summary in of_series]
     summaries.sort(key=lambda s: (s.path, s.series_instance_uid or ""))
-    return Inventory(tuple(summaries), dict(skipped + found.skipped))
+    return Inventory(
+        tuple(summaries), dict(skipped + found.skipped), _torn_series(found.series.values())
+    )
+
+
+def _torn_series(found: Iterable[Sequence[Slice]]) -> tuple[str, ...]:
+    """Careless anonymization gives every slice a SeriesInstanceUID of its own."""
+    tags = ("StudyInstanceUID", "SeriesNumber", "Rows", "Columns")
+    headers = [items[0].header for items in found if len(items) == 1 and not is_localizer(items[0])]
+    counts = Counter(tuple(str(header.get(tag)) for tag in tags) for header in headers)
+    return tuple(
+        f"{count} series of one slice each have the same study, series number and matrix: every "
+        "slice seems to have a SeriesInstanceUID of its own; each is taken by itself"
+        for count in counts.values()
+        if count > 1
+    )
 
 
 def _summarize_series(uid: str, slices: Sequence[Slice]) -> list[SeriesSummary]:
@@ -211,7 +229,7 @@ def _summarize_stack(uid: str, stack: Stack, folder: Path) -> SeriesSummary:
             padding = _padding(middle, pixels)
     except MedQDMError as error:
         problem = str(error)
-    spacing = [float(v) for v in slices[0].header.PixelSpacing]
+    spacing = [float(v) for v in stack.common.header.PixelSpacing]
     steps = np.diff(heights_mm(slices))
     return SeriesSummary(
         kind="dicom",
