@@ -1,10 +1,12 @@
 """Many series: each on its own, one loaded model, failures at the end."""
 
 import csv
+import json
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -163,10 +165,15 @@ def test_skip_bad_takes_what_is_whole_and_counts_the_rest(enhancer, root, tmp_pa
     rows = enhance_all(enhancer, root, tmp_path / "out", skip_bad=True)
     assert sorted(row.status for row in rows) == ["enhanced"] * 3 + ["scout", "skipped", "skipped"]
     (row,) = (r for r in rows if r.left_out)
-    assert (row.slices, row.left_out, row.warnings) == (2, 1, 2)
+    assert (row.slices, row.left_out, row.warnings, row.is_failure) == (2, 2, 2, True)
+    reason = "left out 1 damaged slice(s): 001; 1 file(s) may be slices but are damaged: 004"
+    assert row.message == reason
+    run = json.loads((tmp_path / "out" / row.output / "run.json").read_text())
+    assert (run["input"]["left_out"], run["warnings"][-2:]) == (2, reason.split("; "))
     assert io.read(tmp_path / "out" / row.output).shape == (2, 64, 64)
     (line,) = (x for x in read_summary(tmp_path / "out") if x["left_out"] not in ("", "0"))
-    assert (line["slices"], line["left_out"], line["status"]) == ("2", "1", "enhanced")
+    assert (line["slices"], line["left_out"], line["status"]) == ("2", "2", "enhanced")
+    assert line["message"] == reason
     skipped = {r.message: r.slices for r in rows if r.status == "skipped"}
     assert skipped == {"DICOM without SOPClassUID": 1, "not DICOM": 1}
 
@@ -271,21 +278,16 @@ def test_volume_files_of_one_name_do_not_meet(enhancer, tmp_path) -> None:
     assert rows[0].output != rows[1].output
 
 
-def test_the_command_line_ends_with_code_3_if_a_series_failed(
-    weights, root, tmp_path, monkeypatch, capsys
-) -> None:
-    loads = []
-    real = loading.load_enhancer
+Run = Callable[..., tuple[int, str, str]]
 
-    def load(*arguments: object, **options: object) -> Enhancer:
-        loads.append(None)
-        return real(*arguments, **options)
 
-    monkeypatch.setattr(loading, "load_enhancer", load)
+@pytest.fixture
+def run(weights, tmp_path, monkeypatch, capsys) -> Run:
+    """The command line on a folder: exit code, stdout and stderr."""
     for companion in ("_add_companions", "_add_report"):
         monkeypatch.setattr(f"medqdm.enhance.{companion}", lambda *_: None)
 
-    def run(*options: str) -> tuple[int, str, str]:
+    def enhance_cli(root: Path, *options: str) -> tuple[int, str, str]:
         arguments = ["enhance", root, "-o", tmp_path / "out", "--weights", weights,
                      "--device", "cpu", "--precision", "fp32", *options]  # fmt: skip
         monkeypatch.setattr(sys, "argv", ["medqdm", *map(str, arguments)])
@@ -296,22 +298,87 @@ def test_the_command_line_ends_with_code_3_if_a_series_failed(
         said = capsys.readouterr()
         return int(ended.value.code or 0), said.out, said.err
 
-    code, out, err = run()
+    return enhance_cli
+
+
+def test_the_command_line_ends_with_code_3_if_a_series_failed(run, root, monkeypatch) -> None:
+    loads = []
+    real = loading.load_enhancer
+
+    def load(*arguments: object, **options: object) -> Enhancer:
+        loads.append(None)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(loading, "load_enhancer", load)
+    code, out, err = run(root)
     assert (code, len(loads)) == (3, 1)
     assert "4 series, each to a folder of its own" in out
     assert "2 enhanced" in out
     assert "skipped 1 file(s): not DICOM" in out
     assert err.count("refused: series ") == 1
     assert "canary" not in (out + err).lower()
-    code, out, err = run("--resume", "--skip-bad")
-    assert code == 0
+    code, out, err = run(root, "--resume", "--skip-bad")
+    assert code == 3
     assert "1 enhanced" in out
-    assert re.search(r"enhanced: series-\w+ \(1 slice\(s\) left out\)", out)
-    assert "left out 1 damaged slice(s): 001" in err
+    assert re.search(r"enhanced: series-\w+ \(1 image\(s\) left out\)", out)
+    assert re.search(r"incomplete: series \S+: left out 1 damaged slice\(s\): 001", err)
     shutil.rmtree(root / "second")
-    code, out, _ = run("--resume")
+    code, out, _ = run(root, "--resume")
     assert code == 0
     assert "2 finished before" in out
-    code, _, err = run("--slice-axis", "1", "--overwrite")
+    code, _, err = run(root, "--slice-axis", "1", "--overwrite")
     assert code == 2
     assert "--slice-axis must go with one file" in err
+
+
+@pytest.mark.parametrize(
+    ("what", "code"),
+    [("whole", 0), ("scouts", 0), ("duplicate", 0), ("jitter", 0), ("frames", 0),
+     ("matrix", 3), ("spacing", 3), ("turned", 3), ("torn", 3), ("halves", 2)],
+)  # fmt: skip
+def test_exit_codes_of_one_series_and_of_several(run, ct_series, tmp_path, what, code) -> None:
+    def edit(dataset: pydicom.Dataset, k: int) -> None:
+        if what == "frames":
+            dataset.FrameOfReferenceUID = f"1.2.{k + 1}"
+        if what == "jitter":
+            dataset.PixelSpacing = [0.8 + k * 1e-4, 0.6]
+        if k != 1 and not (what == "halves" and k == 2):
+            return
+        if what == "matrix":
+            dataset.Rows, dataset.PixelData = 15, dataset.PixelData[: 15 * 16 * 2]
+        if what in ("spacing", "halves"):
+            dataset.PixelSpacing = [0.9, 0.6]
+        if what == "turned":
+            dataset.ImageOrientationPatient = [0.8, 0.6, 0, -0.6, 0.8, 0]
+        if what == "scouts":
+            dataset.ImageOrientationPatient = [1, 0, 0, 0, 0, -1]
+
+    hu = np.random.default_rng(0).normal(0, 200, (4, 16, 16)).round()
+    root = ct_series(hu, folder="root/one", edit=edit)
+    if what == "duplicate":
+        shutil.copy(root / "001", root / "copy")
+    if what == "torn":
+        (root / "copy").write_bytes((root / "001").read_bytes()[:200])
+    found, out, err = run(root)
+    assert found == code
+    left_out = int(code == 3)
+    if code == 2:
+        assert "2 groups of 2, 2" in err
+        assert not (tmp_path / "out").exists()
+    else:
+        record = json.loads((tmp_path / "out" / "run.json").read_text())
+        assert record["input"]["left_out"] == left_out
+        assert ("incomplete: 1 image(s) left out, see the warnings" in err) == (code == 3)
+        assert all(f"warning: {warning}" in err for warning in record["warnings"])
+        again, out, err = run(root, "--resume")
+        assert again == code
+        assert "finished before" in out
+        shutil.rmtree(tmp_path / "out")
+    ct_series(hu[:2], folder="root/two")
+    found, out, err = run(root.parent)
+    assert found == (3 if code else 0)
+    lines = read_summary(tmp_path / "out")
+    assert sorted(line["left_out"] for line in lines if line["status"] == "enhanced") == sorted(
+        ["0"] + [str(left_out)] * (code != 2)
+    )
+    assert ("incomplete: series" in err) == (code == 3)

@@ -59,12 +59,11 @@ def split(
     numbers = Counter(str(s.header.get("AcquisitionNumber", "none")) for s in slices)
     listing = ", ".join(f"{name}: {count}" for name, count in sorted(numbers.items()))
     rounded = "; or its positions are rounded, export it with exact ones"
+    rounded *= _may_be_rounded(slices, heights)
     raise MedQDMError(
         f"{label}: every slice must have a position of its own, {shared} "
         f"(slices by AcquisitionNumber: {listing}); the series holds several acquisitions or "
-        "reconstructions that no tag tells apart, give a folder with the files of one"
-        + rounded
-        * _may_be_rounded(slices, heights)
+        "reconstructions that no tag tells apart, give a folder with the files of one" + rounded
     )
 
 
