@@ -32,8 +32,9 @@ class Row:
     headers tell that it cannot be read) or ``failed``. ``skipped`` stands for files of no series:
     ``slices`` is their number and ``message`` the reason. ``series`` is the SeriesInstanceUID, the
     name of a volume file, or the first names of skipped files that may be slices. ``output`` is
-    the folder. ``left_out`` counts slices of the series that were not enhanced with it: damaged,
-    duplicates, scouts, on another grid.
+    the folder. ``left_out`` counts images that are, or may be, slices of the series and are not in
+    its output, and ``message`` says why: damaged, or on another grid. Scouts and duplicates do not
+    count.
     """
 
     output: str
@@ -58,7 +59,7 @@ class Row:
     @property
     def is_failure(self) -> bool:
         """Whether somebody should look after it."""
-        return self.status in ("refused", "failed")
+        return self.status in ("refused", "failed") or bool(self.left_out)
 
 
 def find_many(root: Path) -> io.Inventory:
@@ -199,7 +200,7 @@ def _row(root: Path, summary: io.SeriesSummary, *, skip_bad: bool) -> Row:
 
 def _describe(row: Row, volume: Volume) -> None:
     """What was read, which is less than what lies there if slices were left out."""
-    row.left_out = volume.source.left_out
+    row.left_out, row.message = volume.source.left_out, "; ".join(volume.source.losses)
     row.slices, row.rows, row.columns = volume.shape
     row.spacing_y_mm, row.spacing_x_mm = volume.spacing_mm
 

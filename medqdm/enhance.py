@@ -91,7 +91,7 @@ def enhance_volume(  # noqa: PLR0913  (all by keyword but three)
     ) as output:
         summary = _enhance_into(output, enhancer, volume, track)
         output.finish()
-        summary.clipped = output.num_clipped
+        summary.clipped, summary.left_out = output.num_clipped, volume.source.left_out
         _add_companions(output, enhancer, volume)
         run = run_record(enhancer, volume, summary, file_format)
         run["output"] |= {
@@ -226,7 +226,12 @@ def _finished(out: Path, identity: str, volume: Volume, *, overwrite: bool) -> S
             (out / name).is_file() for name in output["overlays"]
         )
         if output["identity"] == identity and files_are_there:
-            return Summary(len(volume.hu), finished=run["summary"], warnings=run["warnings"])
+            return Summary(
+                len(volume.hu),
+                finished=run["summary"],
+                warnings=run["warnings"],
+                left_out=volume.source.left_out,
+            )
     if overwrite:
         return None
     raise MedQDMError(

@@ -24,7 +24,8 @@ class Summary:
     ``mean_shift_hu`` and ``lr_consistency_hu`` compare the output, reduced by area to the input's
     grid, with the input. ``flat_shift`` is the largest shift of a flat area in HU and the area's
     slice, row and column. ``redone`` counts the slices that were not finite in bf16. ``finished``
-    holds the figures of an earlier run where there was nothing left to do.
+    holds the figures of an earlier run where there was nothing left to do. ``left_out`` counts
+    images of the series that are not in the output, see ``volume.Source``.
     """
 
     num_slices: int = 0
@@ -37,6 +38,7 @@ class Summary:
     flat_shift: tuple[float, int, int, int] | None = None
     clipped: int = 0
     redone: int = 0
+    left_out: int = 0
     warnings: list[str] = field(default_factory=list)
     finished: dict[str, Any] | None = None
 
@@ -140,6 +142,7 @@ def run_record(
             "kind": volume.source.kind,
             "shape_zyx": list(volume.shape),
             "spacing_yx_mm": list(volume.spacing_mm),
+            "left_out": volume.source.left_out,
         },
         "output": {"format": file_format, "upscale": enhancer.task.upscale},
         "summary": summary.numbers(),

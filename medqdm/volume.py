@@ -105,8 +105,9 @@ class Source:
             ITK: the image's metadata dictionary and its slice axis.
         warnings: what the reader found odd, one sentence each, free of patient data.
         acquisition: which one it is of several in one DICOM series, from 1; 0 if there is one.
-        left_out: DICOM slices of the series that are not in the volume: damaged, duplicates,
-            scouts, on another grid.
+        left_out: DICOM images that are not in the volume though they are, or may be, slices of the
+            series: damaged, or on another grid. Scouts and duplicates do not count.
+        losses: why, one sentence each; they are among the warnings.
         is_enhanced: whether medqdm made it.
     """
 
@@ -116,6 +117,7 @@ class Source:
     warnings: tuple[str, ...] = ()
     acquisition: int = 0
     left_out: int = 0
+    losses: tuple[str, ...] = ()
     is_enhanced: bool = False
 
 

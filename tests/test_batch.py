@@ -1,11 +1,13 @@
 """Many series: each on its own, one loaded model, failures at the end."""
 
 import csv
+import json
 import re
 import shutil
 import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -223,10 +225,15 @@ def test_skip_bad_takes_what_is_whole_and_counts_the_rest(enhancer, root, tmp_pa
     rows = enhance_all(enhancer, root, tmp_path / "out", skip_bad=True)
     assert sorted(row.status for row in rows) == ["enhanced"] * 3 + ["scout", "skipped", "skipped"]
     (row,) = (r for r in rows if r.left_out)
-    assert (row.slices, row.left_out, row.warnings) == (2, 1, 2)
+    assert (row.slices, row.left_out, row.warnings, row.is_failure) == (2, 2, 2, True)
+    reason = "left out 1 damaged slice(s): 001; 1 file(s) may be slices but are damaged: 004"
+    assert row.message == reason
+    run = json.loads((tmp_path / "out" / row.output / "run.json").read_text())
+    assert (run["input"]["left_out"], run["warnings"][-2:]) == (2, reason.split("; "))
     assert io.read(tmp_path / "out" / row.output).shape == (2, 64, 64)
     (line,) = (x for x in read_summary(tmp_path / "out") if x["left_out"] not in ("", "0"))
-    assert (line["slices"], line["left_out"], line["status"]) == ("2", "1", "enhanced")
+    assert (line["slices"], line["left_out"], line["status"]) == ("2", "2", "enhanced")
+    assert line["message"] == reason
     skipped = {r.message: r.slices for r in rows if r.status == "skipped"}
     assert skipped == {"DICOM without SOPClassUID": 1, "not DICOM": 1}
 
@@ -331,21 +338,16 @@ def test_volume_files_of_one_name_do_not_meet(enhancer, tmp_path) -> None:
     assert rows[0].output != rows[1].output
 
 
-def test_the_command_line_ends_with_code_3_if_a_series_failed(
-    weights, root, tmp_path, monkeypatch, capsys
-) -> None:
-    loads = []
-    real = loading.load_enhancer
+Run = Callable[..., tuple[int, str, str]]
 
-    def load(*arguments: object, **options: object) -> Enhancer:
-        loads.append(None)
-        return real(*arguments, **options)
 
-    monkeypatch.setattr(loading, "load_enhancer", load)
+@pytest.fixture
+def run(weights, tmp_path, monkeypatch, capsys) -> Run:
+    """The command line on a folder: exit code, stdout and stderr."""
     for companion in ("_add_companions", "_add_report"):
         monkeypatch.setattr(f"medqdm.enhance.{companion}", lambda *_: None)
 
-    def run(*options: str) -> tuple[int, str, str]:
+    def enhance_cli(root: Path, *options: str) -> tuple[int, str, str]:
         arguments = ["enhance", root, "-o", tmp_path / "out", "--weights", weights,
                      "--device", "cpu", "--precision", "fp32", *options]  # fmt: skip
         monkeypatch.setattr(sys, "argv", ["medqdm", *map(str, arguments)])
@@ -356,22 +358,85 @@ def test_the_command_line_ends_with_code_3_if_a_series_failed(
         said = capsys.readouterr()
         return int(ended.value.code or 0), said.out, said.err
 
-    code, out, err = run()
+    return enhance_cli
+
+
+def test_the_command_line_ends_with_code_3_if_a_series_failed(run, root, monkeypatch) -> None:
+    loads = []
+    real = loading.load_enhancer
+
+    def load(*arguments: object, **options: object) -> Enhancer:
+        loads.append(None)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(loading, "load_enhancer", load)
+    code, out, err = run(root)
     assert (code, len(loads)) == (3, 1)
     assert "4 series, each to a folder of its own" in out
     assert "2 enhanced" in out
     assert "skipped 1 file(s): not DICOM" in out
     assert err.count("refused: series ") == 1
     assert "canary" not in (out + err).lower()
-    code, out, err = run("--resume", "--skip-bad")
-    assert code == 0
+    code, out, err = run(root, "--resume", "--skip-bad")
+    assert code == 3
     assert "1 enhanced" in out
-    assert re.search(r"enhanced: series-\w+ \(1 slice\(s\) left out\)", out)
-    assert "left out 1 damaged slice(s): 001" in err
+    assert re.search(r"enhanced: series-\w+ \(1 image\(s\) left out\)", out)
+    assert re.search(r"incomplete: series \S+: left out 1 damaged slice\(s\): 001", err)
     shutil.rmtree(root / "second")
-    code, out, _ = run("--resume")
+    code, out, _ = run(root, "--resume")
     assert code == 0
     assert "2 finished before" in out
-    code, _, err = run("--slice-axis", "1", "--overwrite")
+    code, _, err = run(root, "--slice-axis", "1", "--overwrite")
     assert code == 2
     assert "--slice-axis must go with one file" in err
+
+
+@pytest.mark.parametrize(
+    ("what", "code"),
+    [("scouts", 0), ("duplicate", 0), ("frames", 0), ("matrix", 3), ("torn", 3), ("halves", 2)],
+)  # fmt: skip
+def test_exit_codes_of_one_series(run, ct_series, tmp_path, what, code) -> None:
+    def edit(dataset: pydicom.Dataset, k: int) -> None:
+        every = {"frames": {"FrameOfReferenceUID": f"1.2.{k + 1}"},
+                 "halves": {"PixelSpacing": [0.8 + k // 2, 0.6]}}  # fmt: skip
+        second = {"matrix": {"Rows": 15, "PixelData": dataset.PixelData[: 15 * 16 * 2]},
+                  "scouts": {"ImageOrientationPatient": [1, 0, 0, 0, 0, -1]}}  # fmt: skip
+        tags = every.get(what, second.get(what, {}) if k == 1 else {})
+        for keyword, value in tags.items():
+            setattr(dataset, keyword, value)
+
+    hu = np.random.default_rng(0).normal(0, 200, (4, 16, 16)).round()
+    root = ct_series(hu, folder="root/one", edit=edit)
+    if what in ("duplicate", "torn"):
+        whole = (root / "001").read_bytes()
+        (root / "copy").write_bytes(whole if what == "duplicate" else whole[:200])
+    found, _, err = run(root)
+    assert found == code
+    if code == 2:
+        assert "2 groups of 2, 2" in err
+        assert not (tmp_path / "out").exists()
+    else:
+        record = json.loads((tmp_path / "out" / "run.json").read_text())
+        assert record["input"]["left_out"] == int(code == 3)
+        assert ("incomplete: 1 image(s) left out, see the warnings" in err) == (code == 3)
+        assert all(f"warning: {warning}" in err for warning in record["warnings"])
+
+
+def test_a_series_that_lacks_slices_ends_with_code_3_each_time(run, ct_series, tmp_path) -> None:
+    def edit(dataset: pydicom.Dataset, k: int) -> None:
+        dataset.PixelSpacing = [0.8 + (k == 1), 0.6]
+
+    hu = np.random.default_rng(0).normal(0, 200, (3, 16, 16)).round()
+    one = ct_series(hu, folder="root/one", edit=edit)
+    for is_again in (False, True):
+        code, out, _ = run(one, "--resume")
+        assert (code, "finished before" in out) == (3, is_again)
+    shutil.rmtree(tmp_path / "out")
+    ct_series(hu[:2], folder="root/two")
+    code, _, err = run(one.parent)
+    assert code == 3
+    assert err.count("incomplete: series") == 1
+    lines = [line for line in read_summary(tmp_path / "out") if line["status"] == "enhanced"]
+    assert sorted((line["left_out"], line["message"]) for line in lines) == [
+        ("0", ""), ("1", "left out 1 image(s) of another orientation, matrix or spacing"),
+    ]  # fmt: skip

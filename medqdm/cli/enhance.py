@@ -102,7 +102,8 @@ def enhance(  # noqa: PLR0913, PLR0917  (one option each)
 ) -> None:
     """Enhance a CT series in plane and write a new one; the input is never touched.
 
-    Of a folder with several series, each is enhanced into a folder of its own.
+    Of a folder with several series, each is enhanced into a folder of its own. The exit code is 0
+    if all is well, 2 if nothing was written, 3 if a series or some of its slices are missing.
     """
     from medqdm.batch import find_many
     from medqdm.enhance import enhance_series
@@ -168,6 +169,10 @@ def enhance(  # noqa: PLR0913, PLR0917  (one option each)
     )
     text = f"written to {out} (report.html tells what was done)"
     console.print(text, soft_wrap=True, markup=False)
+    if summary.left_out:
+        text = f"incomplete: {summary.left_out} image(s) left out, see the warnings"
+        messages.print(text, style="red", soft_wrap=True, highlight=False, markup=False)
+        raise typer.Exit(3)
 
 
 def _shift(numbers: dict[str, Any]) -> str:
@@ -184,7 +189,7 @@ def _enhance_many(
     *,
     skip_bad: bool,
 ) -> None:
-    """All series of a folder; exit code 3 if one was refused or failed."""
+    """All series of a folder; exit code 3 if one was refused, failed or lacks slices."""
     from collections import Counter
 
     from medqdm.batch import DONE, SUMMARY_FILE, enhance_all
@@ -199,13 +204,15 @@ def _enhance_many(
         parametric_map=output["parametric_map"],
     )
     console.print(f"{len(found.series)} series, each to a folder of its own", highlight=False)
+    for warning in found.warnings:
+        warn(warning)
     for line in found.skipped_lines():
         console.print(f"  {line}", soft_wrap=True, highlight=False, markup=False)
 
     def report(row: Any) -> None:
         what = row.output if row.status in DONE else row.message
         if row.left_out:
-            what = f"{what} ({row.left_out} slice(s) left out)"
+            what = f"{what} ({row.left_out} image(s) left out)"
         console.print(f"  {row.status}: {what}", soft_wrap=True, highlight=False, markup=False)
 
     rows = enhance_all(
@@ -224,7 +231,8 @@ def _enhance_many(
     console.print(text, soft_wrap=True, markup=False)
     failures = [row for row in rows if row.is_failure]
     for row in failures:
-        text = f"{row.status}: series {row.series}: {row.message}"
+        status = "incomplete" if row.status in DONE else row.status
+        text = f"{status}: series {row.series}: {row.message}"
         messages.print(text, style="red", soft_wrap=True, highlight=False, markup=False)
     if failures:
         raise typer.Exit(3)

@@ -33,6 +33,8 @@ def info(
         return
     for found in inventory.series:
         _show_series(found)
+    for warning in inventory.warnings:
+        _show(f"[yellow]warning:[/] {escape(warning)}", markup=True)
     for line in inventory.skipped_lines():
         _show(line)
     if not inventory.series:

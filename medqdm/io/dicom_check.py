@@ -19,6 +19,7 @@ from medqdm.io.dicom_header import (
     SIGNATURES,
     STAYS_TOO,
     clean,
+    common_frame,
     image_type,
 )
 from medqdm.io.dicom_owner import check_owner
@@ -37,8 +38,7 @@ _STUDY = (
     "ReferringPhysicianName", "StudyDescription",
 )  # fmt: skip
 _KEPT = (
-    "SpecificCharacterSet", "TimezoneOffsetFromUTC", "FrameOfReferenceUID",
-    "PositionReferenceIndicator",
+    "SpecificCharacterSet", "TimezoneOffsetFromUTC", "PositionReferenceIndicator",
     "PatientPosition", "BodyPartExamined", "ImageOrientationPatient", "SliceThickness",
     "SpacingBetweenSlices", "SliceLocation", "GantryDetectorTilt", "ReconstructionDiameter",
     "InstanceNumber", "AcquisitionNumber", "AcquisitionDate", "AcquisitionTime",
@@ -51,7 +51,8 @@ _NEEDED = (
     "PixelSpacing", "Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored", "HighBit",
     "PixelRepresentation", "PixelData",
 )  # fmt: skip
-_MAY_BE_NEW = {"FrameOfReferenceUID", "InstanceNumber"}  # given to a source that has none
+_SHARED = ("SeriesInstanceUID", "SeriesNumber", "SeriesDate", "FrameOfReferenceUID")
+_MAY_BE_NEW = {"InstanceNumber"}  # given to a source that has none
 
 
 def check_slice(
@@ -99,28 +100,37 @@ def check_series(files: Sequence[Path], sources: Sequence[Dataset]) -> None:
             f"a derived series must have {len(sources)} slices like its source, got {len(files)}; "
             "nothing was written, please report this"
         )
-    used = {str(source.get("SOPInstanceUID") or "") for source in sources} - {""}
+    frame = common_frame(sources)
+    taken = {str(source.get("SOPInstanceUID") or "") for source in sources} - {""}
     shared: list[str] = []
-    seen: set[str] = set()
     numbers: set[str] = set()
     for file, source in zip(files, sources, strict=True):
         written = pydicom.dcmread(file, stop_before_pixels=True)
-        for is_right, what in _owner_findings(written, source):
+        same = [_text(written, k) for k in _SHARED]
+        shared = shared or same
+        for is_right, what in (
+            *_owner_findings(written, source),
+            *_member_findings(written, taken, frame),
+            (same == shared, "share its series' UID, number, date and frame with the others"),
+        ):
             if not is_right:
                 raise _fault(file, what)
-        uid = str(written.SOPInstanceUID)
-        if uid in seen | used:
-            raise _fault(file, "have a SOPInstanceUID that no other image has")
-        seen.add(uid)
+        taken.add(str(written.SOPInstanceUID))
         numbers.add(_text(written, "InstanceNumber"))
-        same = [_text(written, k) for k in ("SeriesInstanceUID", "SeriesNumber", "SeriesDate")]
-        shared = shared or same
-        if same != shared:
-            raise _fault(file, "share its series' UID, number and date with the others")
     check_owner(sources, where="derived series")  # its slices were found to have the same owners
     if len(numbers) < len({_text(source, "InstanceNumber") or str(k) for k, source in
                            enumerate(sources)}):  # fmt: skip
         raise _fault(files[0], "have the instance number of its source")
+
+
+def _member_findings(written: Dataset, taken: set[str], frame: str) -> Iterator[tuple[bool, str]]:
+    """What a slice must have beside the others of its series."""
+    found = _text(written, "FrameOfReferenceUID")
+    yield str(written.SOPInstanceUID) not in taken, "have a SOPInstanceUID that no other image has"
+    yield (
+        bool(found) and found == (frame or found),
+        "have the FrameOfReferenceUID that most slices of its source have",
+    )
 
 
 def _fault(file: Path, what: str) -> MedQDMError:

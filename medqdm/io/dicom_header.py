@@ -2,6 +2,8 @@
 
 import copy
 import re
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 
@@ -72,7 +74,7 @@ class Derivation:
         series_instance_uid: of the new series.
         series_number: of the new series.
         acquisition: which one it is of several in the source, from 1; 0 if there is one.
-        frame_of_reference_uid: for sources that have none.
+        frame_of_reference_uid: of the new series.
         made_at: when the series was started, with its time zone; None: the source's dates stay.
     """
 
@@ -210,8 +212,18 @@ def _describe_series(source: Dataset, out: Dataset, derivation: Derivation) -> N
         out.setdefault("Laterality", None)  # type 2C: empty means unknown, absent means unpaired
     elif "Laterality" in out and not out.Laterality:
         del out.Laterality
-    if not out.get("FrameOfReferenceUID"):
-        out.FrameOfReferenceUID = derivation.frame_of_reference_uid
+    out.FrameOfReferenceUID = derivation.frame_of_reference_uid
+
+
+def common_frame(sources: Iterable[Dataset]) -> str:
+    """The FrameOfReferenceUID that most slices have; empty if none has one.
+
+    A series has one frame of reference (PS3.3 C.7.4.1), though de-identified ones may have one for
+    each slice. Of several that are as frequent it is the first one's in the order given.
+    """
+    frames = Counter(str(source.get("FrameOfReferenceUID") or "") for source in sources)
+    del frames[""]
+    return frames.most_common(1)[0][0] if frames else ""
 
 
 def new_series_number(source: Dataset, upscale: int, digits: int) -> int:

@@ -17,10 +17,11 @@ from pydicom import Dataset
 
 from medqdm.errors import MedQDMError, trace
 from medqdm.io.dicom_frames import Slice, read_slice
+from medqdm.io.dicom_grid import is_enhanced, origins_mm, steps_mm
 from medqdm.io.dicom_open import one_line_for
 from medqdm.io.dicom_pixels import Pixels, to_hu
 from medqdm.io.dicom_scan import Scan, names_of, scan, scan_files, tolerant
-from medqdm.io.dicom_stack import Stack, arrange, check_geometry, is_enhanced, is_localizer
+from medqdm.io.dicom_stack import Stack, arrange, check_geometry, is_localizer
 from medqdm.volume import SliceStack, Source, Volume, check_finite
 
 logger = logging.getLogger(__name__)
@@ -74,16 +75,17 @@ def read_dicom(
         stack = _choose_stack(stacks, uid, part)
         checked = _check_all(stack.slices)
         headers = tuple(item.header for item in stack.slices)
-        warnings = [*stack.warnings, *_pixel_warnings(headers, checked)]
+        lost = []
         if bad:
-            warnings.append(f"left out {len(bad)} damaged slice(s): {names_of(bad)}")
+            lost.append(f"left out {len(bad)} damaged slice(s): {names_of(bad)}")
         if found.lost:
             names = names_of([file.name for file in found.lost])
-            warnings.append(f"{len(found.lost)} file(s) may be slices but are damaged: {names}")
+            lost.append(f"{len(found.lost)} file(s) may be slices but are damaged: {names}")
+        warnings = [*stack.warnings, *_pixel_warnings(headers, checked), *lost]
         digests = tuple(slice_.digest for slice_ in checked)
         decode = _decoder(stack.slices, digests)
         shape = (len(headers), int(headers[0].Rows), int(headers[0].Columns))
-        x_step, y_step = _steps(headers[0])
+        x_step, y_step = steps_mm(stack.common.header)
         padding = SliceStack(
             shape,
             np.bool_,
@@ -92,7 +94,7 @@ def read_dicom(
         )
         return Volume(
             hu=SliceStack(shape, np.float32, lambda z: decode(z).hu.copy(), digests=digests),
-            origins_mm=np.array([h.ImagePositionPatient for h in headers], dtype=np.float64),
+            origins_mm=origins_mm(stack.slices, stack.common),
             x_step_mm=x_step,
             y_step_mm=y_step,
             padding=padding if any(slice_.is_padded for slice_ in checked) else None,
@@ -102,7 +104,8 @@ def read_dicom(
                 headers,
                 tuple(warnings),
                 acquisition=stack.number,
-                left_out=len(found.series[uid]) - sum(len(s.slices) for s in stacks),
+                left_out=stack.left_out + len(bad) + len(found.lost),
+                losses=(*stack.losses, *lost),
                 is_enhanced=is_enhanced(headers[0]),
             ),
         )
@@ -241,13 +244,6 @@ def _choose_stack(stacks: list[Stack], uid: str, part: str) -> Stack:
         f"series {uid}: must hold one acquisition, got {len(stacks)}: {listing}; "
         "choose one with --series"
     )
-
-
-def _steps(header: Dataset) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """X and y step vectors in mm; PixelSpacing names the distance of rows first."""
-    axes = np.array(header.ImageOrientationPatient, dtype=np.float64)
-    spacing_y, spacing_x = (float(v) for v in header.PixelSpacing)
-    return axes[:3] * spacing_x, axes[3:] * spacing_y
 
 
 def _pixel_warnings(headers: tuple[Dataset, ...], checked: list[_Checked]) -> list[str]:

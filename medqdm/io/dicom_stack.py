@@ -1,27 +1,27 @@
 """Stacks: the CT files of one series as slices in spatial order, one stack an acquisition."""
 
-import math
-import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from hashlib import sha256
-from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom import Dataset
 
 from medqdm.errors import MedQDMError
 from medqdm.io.dicom_frames import Slice, read_slice
+from medqdm.io.dicom_grid import (
+    central,
+    common_of,
+    grid_warnings,
+    keep_largest_grid,
+    normal_of,
+)
 from medqdm.io.dicom_open import check_syntax, one_line_for, shallow_copy
 from medqdm.io.dicom_owner import check_owner
 from medqdm.io.dicom_pixels import to_hu
+from medqdm.io.dicom_split import FRAME, POSITION_TOLERANCE_MM, grouped, overlap, split
 
-ORIENTATION_TOLERANCE = 1e-4  # of direction cosines
-POSITION_TOLERANCE_MM = 1e-3
-_NUMBER = re.compile(r"-?\d{1,16}(\.\d*)?")
-_MOST_GRIDS = 32  # kinds of slices in one series; each slice is compared with all of them
 LARGEST_SIDE = 8192  # pixels of a slice; scanners make 256 to 2048
 _GEOMETRY = {
     "ImageOrientationPatient": 6,
@@ -30,13 +30,6 @@ _GEOMETRY = {
     "Rows": 1,
     "Columns": 1,
 }
-# What tells acquisitions and reconstructions of one place apart, the surest first. Exposure is not
-# among them: it varies within a scan.
-_DISTINCTIONS = (
-    "AcquisitionNumber", "ConvolutionKernel", "ImageType", "TemporalPositionIdentifier",
-    "ContentTime", "AcquisitionTime", "TriggerTime", "NominalPercentageOfCardiacPhase",
-    "ReconstructionDiameter", "SliceThickness",
-)  # fmt: skip
 
 
 class Stack(NamedTuple):
@@ -47,13 +40,19 @@ class Stack(NamedTuple):
         name: what it differs in from the others of its series, such as ``AcquisitionNumber 2``;
             empty if it is the only one.
         slices: in spatial order.
-        warnings: what is odd about them, one sentence each.
+        common: the slice whose axes and spacing stand for all; see ``dicom_grid``.
+        warnings: what is odd about them, one sentence each, the losses among it.
+        losses: which images of the series are in no stack though they should be.
+        left_out: how many these are.
     """
 
     number: int
     name: str
     slices: list[Slice]
+    common: Slice
     warnings: list[str]
+    losses: list[str]
+    left_out: int
 
 
 def arrange(slices: list[Slice], *, label: str) -> list[Stack]:
@@ -75,23 +74,26 @@ def arrange(slices: list[Slice], *, label: str) -> list[Stack]:
             check_syntax(item.header, where=item.name)
             check_geometry(item)
         slices = _drop_duplicates(slices, warnings)
-        slices = _keep_largest_grid(slices, warnings, label)
-        heights = heights_mm(slices)
+        grid = keep_largest_grid(slices, label=label)
+        warnings += [*grid.warnings, *grid.losses]
+        heights = heights_mm(grid.slices)
         order = np.argsort(heights, kind="stable")
-        slices = [slices[i] for i in order]
-        parts = _split(slices, heights[order], label)
-        first = int(len(parts) > 1)
-        return [
-            Stack(number, name, part, [*warnings, *_spacing_warnings(part)])
-            for number, (name, part) in enumerate(parts, first)
-        ]
+        slices = [grid.slices[i] for i in order]
+        parts = split(slices, heights[order], label)
+        stacks = []
+        for number, (name, part) in enumerate(parts, int(len(parts) > 1)):
+            common = common_of(part, grid.common)
+            odd = [*grid_warnings(part, common), *_frame_warnings(part), *_spacing_warnings(part)]
+            stacks.append(
+                Stack(number, name, part, common, warnings + odd, grid.losses, grid.left_out)
+            )
+        return stacks
 
 
 def heights_mm(slices: Sequence[Slice]) -> NDArray[np.float64]:
-    """Position of each slice in mm along the normal of the first."""
-    axes = np.array(slices[0].header.ImageOrientationPatient, dtype=np.float64)
+    """Position of each slice in mm along the common normal."""
     origins = np.array([s.header.ImagePositionPatient for s in slices], dtype=np.float64)
-    return origins @ np.cross(axes[:3], axes[3:])
+    return origins @ normal_of(central(slices))
 
 
 def num_gaps(slices: Sequence[Slice]) -> int:
@@ -104,7 +106,6 @@ def tilt_degrees(slices: Sequence[Slice]) -> float:
 
     GantryDetectorTilt says the same at best; it is not meant for geometry.
     """
-    axes = np.array(slices[0].header.ImageOrientationPatient, dtype=np.float64)
     first, last = (
         np.array(slices[k].header.ImagePositionPatient, dtype=np.float64) for k in (0, -1)
     )
@@ -112,18 +113,13 @@ def tilt_degrees(slices: Sequence[Slice]) -> float:
     length = float(np.linalg.norm(way))
     if length < POSITION_TOLERANCE_MM:
         return 0.0
-    cosine = abs(float(np.cross(axes[:3], axes[3:]) @ way)) / length
+    cosine = abs(float(normal_of(central(slices)) @ way)) / length
     return float(np.degrees(np.arccos(min(1.0, cosine))))
 
 
 def is_localizer(item: Slice) -> bool:
     """Whether it is a scout, a projection, by its ImageType."""
     return "LOCALIZER" in _values(item.header.get("ImageType"))
-
-
-def is_enhanced(header: Dataset) -> bool:
-    """Whether medqdm made the slice."""
-    return "medqdm" == header.get("Manufacturer") == header.get("ManufacturerModelName")
 
 
 def check_geometry(item: Slice) -> None:
@@ -213,107 +209,32 @@ def _content(item: Slice) -> tuple[bytes, str]:
     return sha256(pixels.hu.data).digest(), str(item.header.ImagePositionPatient)
 
 
-def _keep_largest_grid(slices: list[Slice], warnings: list[str], label: str) -> list[Slice]:
-    """The largest group of slices on one kind of grid; scouts often hide in a series."""
-    stacks: list[list[Slice]] = []
-    for item in slices:
-        for stack in stacks:
-            if _same_grid(item.header, stack[0].header):
-                stack.append(item)
-                break
-        else:
-            stacks.append([item])
-        if len(stacks) > _MOST_GRIDS:
-            break
-    stacks.sort(key=len, reverse=True)
-    if len(stacks) > _MOST_GRIDS or (len(stacks) > 1 and len(stacks[0]) == len(stacks[1])):
-        raise MedQDMError(
-            f"{label}: slices must share orientation, matrix, spacing and frame of reference, "
-            f"got {len(stacks)} groups of {', '.join(str(len(stack)) for stack in stacks[:10])}; "
-            "give the files of one group"
-        )
-    if len(stacks) > 1:
-        left = len(slices) - len(stacks[0])
-        warnings.append(
-            f"left out {left} image(s) of another orientation, matrix, spacing or frame"
-        )
-    return stacks[0]
-
-
-def _same_grid(header: Dataset, other: Dataset) -> bool:
-    def numbers(tag: str) -> NDArray[np.float64]:
-        pair = np.array([header.get(tag), other.get(tag)], dtype=np.float64)
-        return np.abs(pair[0] - pair[1])
-
-    return bool(
-        (header.Rows, header.Columns) == (other.Rows, other.Columns)
-        and header.get("FrameOfReferenceUID") == other.get("FrameOfReferenceUID")
-        and numbers("ImageOrientationPatient").max() <= ORIENTATION_TOLERANCE
-        and numbers("PixelSpacing").max() <= ORIENTATION_TOLERANCE
-    )
-
-
-def _split(
-    slices: list[Slice], heights: NDArray[np.float64], label: str
-) -> list[tuple[str, list[Slice]]]:
-    """One named part for each acquisition, if several lie at the same places.
-
-    A series is not split without need: a head scanned step by step has many acquisition numbers.
-    """
-    places = np.concatenate([[0], np.cumsum(np.diff(heights) >= POSITION_TOLERANCE_MM)])
-    layers = int(np.bincount(places).max())
-    if layers == 1:
-        return [("", slices)]
-    for count in (1, 2):
-        for keywords in combinations(_DISTINCTIONS, count):
-            groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
-            for k, item in enumerate(slices):
-                groups[tuple(str(item.header.get(key)) for key in keywords)].append(k)
-            if _tells_apart(groups, places, layers):
-                return [
-                    (_name(keywords, values, n), [slices[k] for k in groups[values]])
-                    for n, values in enumerate(sorted(groups, key=_in_order))
-                ]
-    shared = len(slices) - int(places[-1]) - 1
-    numbers = Counter(str(s.header.get("AcquisitionNumber", "none")) for s in slices)
-    listing = ", ".join(f"{name}: {count}" for name, count in sorted(numbers.items()))
-    raise MedQDMError(
-        f"{label}: every slice must have a position of its own, got {shared} that share one "
-        f"(slices by AcquisitionNumber: {listing}); the series holds several acquisitions or "
-        "reconstructions that no tag tells apart, give a folder with the files of one"
-    )
-
-
-def _tells_apart(
-    groups: dict[tuple[str, ...], list[int]], places: NDArray[np.int64], layers: int
-) -> bool:
-    """Whether no group has two slices at a place, and they are no mere single slices."""
-    are_few = len(groups) == layers or 2 * len(groups) <= len(places)
-    apart = all(len(np.unique(places[group])) == len(group) for group in groups.values())
-    return len(groups) > 1 and are_few and apart
-
-
-def _in_order(values: tuple[str, ...]) -> list[tuple[float, str]]:
-    """Numbers by size, before words: file names must not decide which acquisition is the first."""
-    return [(float(v), v) if _NUMBER.fullmatch(v) else (math.inf, v) for v in values]
-
-
-def _name(keywords: tuple[str, ...], values: tuple[str, ...], n: int) -> str:
-    """The acquisition number if it is one; other values might name somebody."""
-    number = values[0] if keywords == ("AcquisitionNumber",) else ""
-    return f"AcquisitionNumber {number}" if number.isdigit() else f"{keywords[0]}, part {n + 1}"
+def _frame_warnings(slices: list[Slice]) -> list[str]:
+    frames = len({str(s.header.get(FRAME) or "") for s in slices})
+    if frames == 1:
+        return []
+    return [
+        f"{FRAME} differs between slices: {frames} frames of reference in {len(slices)} slices "
+        "whose places make one stack; the output gets one of them"
+    ]
 
 
 def _spacing_warnings(slices: list[Slice]) -> list[str]:
     steps, wide, usual = _steps(slices)
     if len(steps) == 0 or np.ptp(steps) <= 0.01:
         return []
+    acquisitions = grouped(slices, ("AcquisitionNumber",))
+    mixed = [
+        f"{len(acquisitions)} acquisitions (by AcquisitionNumber) lie between each other's slices; "
+        "the patient may have moved from one to the next"
+    ] * overlap(heights_mm(slices), acquisitions)
     if len(wide) == 0:
-        return [f"slices are unevenly spaced, {steps.min():.3f} to {steps.max():.3f} mm"]
+        return [f"slices are unevenly spaced, {steps.min():.3f} to {steps.max():.3f} mm", *mixed]
     k = int(wide[0])
     return [
+        *mixed,
         f"{len(wide)} gap(s) between slices: {steps[k]:.3f} mm between slices {k + 1} and {k + 2}, "
-        f"usually {usual:.3f} mm; slices may be missing"
+        f"usually {usual:.3f} mm; slices may be missing",
     ]
 
 

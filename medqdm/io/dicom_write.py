@@ -17,6 +17,7 @@ from medqdm.io.dicom_check import check_series, check_slice
 from medqdm.io.dicom_header import (
     SERIES_DIGITS,
     Derivation,
+    common_frame,
     derived_header,
     drop_narrow_mappings,
     new_series_number,
@@ -123,7 +124,7 @@ class DerivedSeries:
             series_instance_uid=self.series_instance_uid,
             series_number=series_number,
             acquisition=source.source.acquisition,
-            frame_of_reference_uid=make_uid("frame", self._identity),
+            frame_of_reference_uid=common_frame(self._headers) or make_uid("frame", self._identity),
             made_at=begun,
         )
 

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import numpy as np
 from medqdm.errors import MedQDMError, trace
 from medqdm.io.axes import Loaded, choose_slice_axis, to_volume
 from medqdm.io.dicom_frames import Slice, read_slice
+from medqdm.io.dicom_grid import is_enhanced
 from medqdm.io.dicom_open import one_line_for
 from medqdm.io.dicom_pixels import Pixels, padding_ends, syntax_name, to_hu
 from medqdm.io.dicom_scan import files_below, names_of, scan_files, tolerant
@@ -19,7 +20,7 @@ from medqdm.io.dicom_stack import (
     Stack,
     arrange,
     heights_mm,
-    is_enhanced,
+    is_localizer,
     num_gaps,
     tilt_degrees,
 )
@@ -133,11 +134,13 @@ class Inventory:
         skipped: why files were left out, with their numbers.
         lost: of those that may be slices, by the same reasons: their paths in the folder, the
             first of them and how many more there are.
+        warnings: what is odd about several series together, one sentence each.
     """
 
     series: tuple[SeriesSummary, ...]
     skipped: dict[str, int]
     lost: dict[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     def skipped_lines(self) -> list[str]:
         """What was left out, one line for each reason."""
@@ -198,7 +201,25 @@ def take_inventory(path: str | Path) -> Inventory:
     elif volumes:
         summaries = [_summarize_file(file) for file in volumes]
     summaries.sort(key=lambda s: (s.path, s.series_instance_uid or ""))
-    return Inventory(tuple(summaries), dict(skipped + found.skipped), _names_of(found.lost, path))
+    return Inventory(
+        tuple(summaries),
+        dict(skipped + found.skipped),
+        _names_of(found.lost, path),
+        _torn_series(found.series.values()),
+    )
+
+
+def _torn_series(found: Iterable[Sequence[Slice]]) -> tuple[str, ...]:
+    """Careless anonymization gives every slice a SeriesInstanceUID of its own."""
+    tags = ("StudyInstanceUID", "SeriesNumber", "Rows", "Columns")
+    headers = [items[0].header for items in found if len(items) == 1 and not is_localizer(items[0])]
+    counts = Counter(tuple(str(header.get(tag)) for tag in tags) for header in headers)
+    return tuple(
+        f"{count} series of one slice each have the same study, series number and matrix: every "
+        "slice seems to have a SeriesInstanceUID of its own; each is taken by itself"
+        for count in counts.values()
+        if count > 1
+    )
 
 
 def _names_of(lost: Mapping[Path, str], root: Path) -> dict[str, str]:
@@ -248,7 +269,7 @@ def _summarize_stack(uid: str, stack: Stack, folder: Path) -> SeriesSummary:
             padding = _padding(middle, pixels)
     except Exception as error:
         problem = _problem(error, where=middle.name)
-    spacing = [float(v) for v in slices[0].header.PixelSpacing]
+    spacing = [float(v) for v in stack.common.header.PixelSpacing]
     steps = np.diff(heights_mm(slices))
     return SeriesSummary(
         kind="dicom",

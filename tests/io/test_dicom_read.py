@@ -205,7 +205,8 @@ def test_slices_of_another_orientation_are_left_out(ct_series, phantom):
 
     volume = read(ct_series(edit=turned))
     np.testing.assert_array_equal(volume.hu, phantom[[0, 2, 3]])
-    assert "left out 1 image(s) of another orientation" in volume.source.warnings[0]
+    assert volume.source.warnings[0] == "left out 1 image(s) of another plane, taken for scouts"
+    assert volume.source.left_out == 0
 
     def half(dataset, k):
         if k > 1:
@@ -515,5 +516,6 @@ def test_bad_slices_are_all_named_and_left_out_only_if_asked(ct_series, phantom)
 def test_files_that_may_be_slices_are_named(ct_series):
     folder = ct_series()
     (folder / "torn").write_bytes((folder / "004").read_bytes()[:200])
-    (warning,) = read(folder).source.warnings
-    assert warning == "1 file(s) may be slices but are damaged: torn"
+    source = read(folder).source
+    assert source.warnings == ("1 file(s) may be slices but are damaged: torn",)
+    assert (source.left_out, source.losses) == (1, source.warnings)

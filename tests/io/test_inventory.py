@@ -225,3 +225,17 @@ def test_the_slice_axis_of_a_file_is_found(phantom, tmp_path):
     unclear, found = find_series(tmp_path)
     assert (unclear.needs_slice_axis, found.needs_slice_axis) == (True, False)
     assert (found.num_slices, found.matrix, found.encoding) == (4, (40, 48), ("float32",))
+
+
+def test_a_series_uid_for_each_slice_is_told(ct_series, phantom):
+    def edit(dataset, k):
+        dataset.SeriesInstanceUID = f"1.2.{k + 1}"
+
+    folder = ct_series(edit=edit)
+    found = take_inventory(folder)
+    assert len(found.series) == len(phantom)
+    (warning,) = found.warnings
+    assert "4 series of one slice each have the same study" in warning
+    assert take_inventory(ct_series(folder="one")).warnings == ()
+    scouts = {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}
+    assert take_inventory(ct_series(folder="scouts", edit=edit, **scouts)).warnings == ()
