@@ -16,7 +16,6 @@ from medqdm.io.axes import (
     place,
     planes,
     to_volume,
-    value_warnings,
 )
 from medqdm.io.claims import check_itk_claim, data_files
 from medqdm.io.whole import whole_file
@@ -26,13 +25,14 @@ _SINGLE_FILE = (".nrrd", ".mha")
 _ABOUT_THE_FILE = ("ITK_", "NRRD_")  # keys that describe the lattice or the encoding read
 
 
-def read_itk(path: Path, *, slice_axis: int | None = None) -> Volume:
+def read_itk(path: Path, *, slice_axis: int | None = None, any_values: bool = False) -> Volume:
     """Read a three-dimensional NRRD or MetaImage file with HU in it.
 
     Args:
         path: ``.nrrd``, ``.nhdr``, ``.mha`` or ``.mhd``.
         slice_axis: the index axis that runs through the slices (0 = first in the file); None: the
             one with a spacing of its own.
+        any_values: read values that cannot be HU too.
 
     Raises:
         MedQDMError: damaged, not one three-dimensional volume, or the slice axis is not clear.
@@ -48,8 +48,9 @@ def read_itk(path: Path, *, slice_axis: int | None = None) -> Volume:
         ) from None
     voxels = sitk.GetArrayFromImage(image).astype(np.float32).transpose(2, 1, 0)
     axis = choose_slice_axis(np.array(image.GetSpacing()), slice_axis, where=path.name)
-    source = Source("itk", path.name, {"metadata": _metadata(image)}, value_warnings(voxels))
-    return to_volume(Lattice(voxels, _affine(image)), axis, source=source)
+    source = Source("itk", path.name, {"metadata": _metadata(image)})
+    lattice = Lattice(voxels, _affine(image))
+    return to_volume(lattice, axis, source=source, any_values=any_values)
 
 
 def _metadata(image: Any) -> dict[str, str]:

@@ -20,7 +20,6 @@ from medqdm.io.axes import (
     place,
     planes,
     to_volume,
-    value_warnings,
 )
 from medqdm.io.claims import check_nifti_claim
 from medqdm.io.whole import whole_file
@@ -31,27 +30,28 @@ _SCANNER = 1  # NIFTI_XFORM_SCANNER_ANAT
 _FLAT = 1e-3  # volume that unit steps span; a tilt of 30 degrees leaves 0.87
 
 
-def read_nifti(path: Path, *, slice_axis: int | None = None) -> Volume:
+def read_nifti(path: Path, *, slice_axis: int | None = None, any_values: bool = False) -> Volume:
     """Read a three-dimensional NIfTI file with HU in it.
 
     Args:
         path: ``.nii`` or ``.nii.gz``.
         slice_axis: the array axis that runs through the slices; None: the one with a spacing of
             its own.
+        any_values: read values that cannot be HU too.
 
     Raises:
         MedQDMError: damaged, not three-dimensional, not in mm, or the slice axis is not clear.
     """
     image, voxels = _load(path)
     header = image.header
-    warnings = value_warnings(voxels)
+    warnings: tuple[str, ...] = ()
     if not (int(header["sform_code"]) or int(header["qform_code"])):
-        warnings += ("qform and sform are unset; the place in the patient is a guess",)
+        warnings = ("qform and sform are unset; the place in the patient is a guess",)
     affine = _LPS_RAS @ np.asarray(image.affine, dtype=np.float64)
     axis = choose_slice_axis(voxel_sizes(affine), slice_axis, where=path.name)
     ours = bytes(header["descrip"]).startswith(b"medqdm")
     source = Source("nifti", path.name, {"header": header.copy()}, warnings, is_enhanced=ours)
-    return to_volume(Lattice(voxels, affine), axis, source=source)
+    return to_volume(Lattice(voxels, affine), axis, source=source, any_values=any_values)
 
 
 def _load(path: Path) -> tuple[Any, NDArray[np.float32]]:
