@@ -44,6 +44,9 @@ def enhance(  # noqa: PLR0913, PLR0917  (one option each)
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave damaged slices out instead of refusing all.")
     ] = False,
+    any_values: Annotated[
+        bool, typer.Option("--any-values", help="Take values that cannot be HU too.")
+    ] = False,
     settings: Set = None,
     precision: Annotated[
         Precision, typer.Option(help="auto: bf16 where it is fast and changes at most 2 HU.")
@@ -127,7 +130,7 @@ def enhance(  # noqa: PLR0913, PLR0917  (one option each)
                 f"{series}: --slice-axis must go with one file, got {len(many.series)} series; "
                 "give the files one by one"
             )
-        _enhance_many(series, out, many, model, output, skip_bad=skip_bad)
+        _enhance_many(series, out, many, model, output, skip_bad=skip_bad, any_values=any_values)
         return
     summary = enhance_series(
         series,
@@ -135,6 +138,7 @@ def enhance(  # noqa: PLR0913, PLR0917  (one option each)
         series_uid=series_uid,
         slice_axis=slice_axis,
         skip_bad=skip_bad,
+        any_values=any_values,
         announce=_announce,
         **model,
         **output,
@@ -164,6 +168,7 @@ def _enhance_many(
     output: "WriteOptions",
     *,
     skip_bad: bool,
+    any_values: bool,
 ) -> None:
     """All series of a folder; exit code 3 if one was refused or failed."""
     from collections import Counter
@@ -196,6 +201,7 @@ def _enhance_many(
         out,
         found=found,
         skip_bad=skip_bad,
+        any_values=any_values,
         announce=_announce,
         report=report,
         **output,
