@@ -64,24 +64,28 @@ def to_hu(dataset: Dataset, *, where: str) -> Pixels:
     signed = words.astype(np.uint16).astype(np.int16).astype(np.int32)
     if dataset.PixelRepresentation:
         words = signed
-    masked = mask(words, dataset)
-    # codes may lie outside of BitsStored, with a sign even in unsigned words
-    wide = np.where((masked != words) & (signed < 0), signed, masked)
-    stored, high_bits = read_words(words, dataset, _may_be_code(words, masked, wide, dataset))
-    if high_bits == "values":
-        masked = wide = stored
-    is_code = _holds_code(words, masked, dataset)
+    stored = wide = mask(words, dataset)
+    is_wide = stored != words
+    high_bits = ""
+    if is_wide.any():
+        # codes may lie outside of BitsStored, with a sign even in unsigned words
+        wide = np.where(is_wide & (signed < 0), signed, stored)
+        may_be_code = _may_be_code(words, stored, wide, dataset)
+        stored, high_bits = read_words(words, dataset, may_be_code)
+        wide = stored if high_bits == "values" else wide
+    hu = _hu(stored, dataset)
+    is_code = _holds_code(words, stored, dataset)
     padding = find_declared(is_code)
-    undeclared = find_undeclared(_hu(wide, dataset), is_lossy=_is_lossy(dataset))
-    code = None
-    if undeclared is not None:
-        word = int(wide[0, 0])
-        is_declared = bool(padding.any() or (is_code & undeclared).any())
-        code = None if is_declared else word if dataset.PixelRepresentation else word & 0xFFFF
-        padding = padding | undeclared
-    hu = fill(_hu(stored, dataset).astype(np.float32), padding)
+    code, is_lossy = None, _is_lossy(dataset)
+    if is_lossy or not padding[[0, 0, -1, -1], [0, -1, 0, -1]].all():
+        wide_hu = hu if wide is stored else _hu(wide, dataset)
+        undeclared = find_undeclared(wide_hu, is_lossy=is_lossy)
+        if undeclared is not None:
+            if not (padding.any() or (is_code & undeclared).any()):
+                code = int(wide[0, 0]) if dataset.PixelRepresentation else int(wide[0, 0]) & 0xFFFF
+            padding = padding | undeclared
     num_measured = int(np.count_nonzero(is_code & ~padding))
-    return Pixels(hu, padding, code, num_measured, high_bits)
+    return Pixels(fill(hu.astype(np.float32), padding), padding, code, num_measured, high_bits)
 
 
 def stored_range(dataset: Dataset) -> tuple[int, int]:
