@@ -14,6 +14,7 @@ from medqdm.cells import as_text
 from medqdm.enhance import Track, check_output, enhance_volume
 from medqdm.enhancer import Enhancer
 from medqdm.errors import MedQDMError, trace
+from medqdm.io.plausibility import OVERRIDE
 from medqdm.io.whole import alone, whole_file
 from medqdm.volume import ENHANCED_BEFORE, Volume
 
@@ -83,6 +84,7 @@ def enhance_all(  # noqa: PLR0913  (all by keyword but three)
     resume: bool = False,
     overwrite: bool = False,
     skip_bad: bool = False,
+    any_values: bool = False,
     announce: Callable[[Enhancer, Volume], None] = lambda _enhancer, _volume: None,
     report: Callable[[Row], None] = lambda _row: None,
     track: Track = lambda slices, _total: slices,
@@ -103,6 +105,7 @@ def enhance_all(  # noqa: PLR0913  (all by keyword but three)
         overwrite: replace earlier outputs of the same series, each at its own end.
         skip_bad: leave damaged DICOM slices out instead of refusing their series; ``left_out``
             counts them.
+        any_values: take values that cannot be HU too.
         announce: called with the model and each volume before the work on it begins.
         report: called with each row when its series is done, or given up.
         track: wraps the slices of each series.
@@ -118,7 +121,10 @@ def enhance_all(  # noqa: PLR0913  (all by keyword but three)
     root, out = Path(root), Path(out)
     check_output(root, out, overwrite=overwrite or resume, marker=SUMMARY_FILE)
     found = found or find_many(root)
-    pairs = [(summary, _row(root, summary, skip_bad=skip_bad)) for summary in found.series]
+    pairs = [
+        (summary, _row(root, summary, skip_bad=skip_bad, any_values=any_values))
+        for summary in found.series
+    ]
     if not any(row.status == "waiting" for _, row in pairs):
         raise MedQDMError(
             f"{root}: must hold a CT series that can be enhanced, got {len(pairs)} that cannot; "
@@ -130,6 +136,7 @@ def enhance_all(  # noqa: PLR0913  (all by keyword but three)
             summary.path,
             series=summary.series_instance_uid,
             skip_bad=skip_bad,
+            any_values=any_values,
             files=summary.files or None,
         )
         _describe(row, volume)
@@ -174,7 +181,7 @@ def enhance_all(  # noqa: PLR0913  (all by keyword but three)
     return rows
 
 
-def _row(root: Path, summary: io.SeriesSummary, *, skip_bad: bool) -> Row:
+def _row(root: Path, summary: io.SeriesSummary, *, skip_bad: bool, any_values: bool) -> Row:
     uid = summary.series_instance_uid
     name = uid or summary.path.relative_to(root).as_posix()
     row = Row(
@@ -189,6 +196,8 @@ def _row(root: Path, summary: io.SeriesSummary, *, skip_bad: bool) -> Row:
         spacing_x_mm=summary.spacing_mm[2],
     )
     problem = summary.problem or ""
+    if any_values and OVERRIDE in problem:
+        problem = ""
     if "localizers only" in problem:
         row.status, row.message = "scout", problem
     elif problem and not (skip_bad and summary.kind == "dicom"):  # else its good slices may do

@@ -265,6 +265,7 @@ def enhance_series(
     series_uid: str | None = None,
     slice_axis: int | None = None,
     skip_bad: bool = False,
+    any_values: bool = False,
     announce: Callable[[Enhancer, Volume], None] = lambda _enhancer, _volume: None,
     **options: Unpack[EnhanceOptions],
 ) -> Summary:
@@ -276,6 +277,7 @@ def enhance_series(
         series_uid: SeriesInstanceUID, where the folder holds several series.
         slice_axis: array axis across slices, where a NIfTI, NRRD or MetaImage file does not tell.
         skip_bad: leave damaged DICOM slices out instead of refusing the series.
+        any_values: take values that cannot be HU too: normalised ones and label maps.
         announce: called once, with the loaded model and the volume, before the work begins.
         **options: of the model (``task``, ``weights``, ``device``, ``seed``, ``steps`` and more,
             see ``ModelOptions``) and of the output (``file_format``, ``overwrite`` and more, see
@@ -298,7 +300,13 @@ def enhance_series(
         segmentation=options.get("segmentation", False),
         parametric_map=options.get("parametric_map", False),
     )
-    volume = io.read(series, series=series_uid, slice_axis=slice_axis, skip_bad=skip_bad)
+    volume = io.read(
+        series,
+        series=series_uid,
+        slice_axis=slice_axis,
+        skip_bad=skip_bad,
+        any_values=any_values,
+    )
     enhancer = load_enhancer(**cast(ModelOptions, model))
     announce(enhancer, volume)
     return enhance_volume(enhancer, volume, Path(out), **cast(WriteOptions, output))

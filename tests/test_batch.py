@@ -213,6 +213,18 @@ def test_each_file_is_looked_into_twice_however_many_series_lie_there(
     assert sorted(looked_into) == sorted([file.name for file in flat.iterdir()] * 2)
 
 
+def test_labels_are_refused_unless_any_values_are_taken(enhancer, ct_series, tmp_path) -> None:
+    labels = np.zeros((2, 48, 48))
+    labels[:, 10:30, 10:30] = 3
+    for name in ("one", "other"):
+        ct_series(labels, folder=f"root/{name}", intercept=0)
+    root, out = tmp_path / "root", tmp_path / "out"
+    with pytest.raises(MedQDMError, match="got 2 that cannot"):
+        enhance_all(enhancer, root, out)
+    rows = enhance_all(enhancer, root, out, any_values=True)
+    assert [(row.status, row.warnings) for row in rows] == [("enhanced", 1)] * 2
+
+
 def test_skip_bad_takes_what_is_whole_and_counts_the_rest(enhancer, root, tmp_path) -> None:
     made = root / "second" / "deep"
     for name in ("003", "004"):  # one good slice, one cut in the middle of its header

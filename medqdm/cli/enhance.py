@@ -45,6 +45,9 @@ def enhance(  # noqa: PLR0913, PLR0917  (one option each)
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave damaged slices out instead of refusing all.")
     ] = False,
+    any_values: Annotated[
+        bool, typer.Option("--any-values", help="Take values that cannot be HU too.")
+    ] = False,
     settings: Set = None,
     precision: Annotated[
         Precision,
@@ -140,7 +143,7 @@ def enhance(  # noqa: PLR0913, PLR0917  (one option each)
                 f"{series}: --slice-axis must go with one file, got {len(many.series)} series; "
                 "give the files one by one"
             )
-        _enhance_many(series, out, many, model, output, skip_bad=skip_bad)
+        _enhance_many(series, out, many, model, output, skip_bad=skip_bad, any_values=any_values)
         return
     if many is not None and [found.kind for found in many.series] in (["nifti"], ["itk"]):
         series = many.series[0].path
@@ -150,6 +153,7 @@ def enhance(  # noqa: PLR0913, PLR0917  (one option each)
         series_uid=series_uid,
         slice_axis=slice_axis,
         skip_bad=skip_bad,
+        any_values=any_values,
         announce=_announce,
         **model,
         **output,
@@ -188,6 +192,7 @@ def _enhance_many(
     output: "WriteOptions",
     *,
     skip_bad: bool,
+    any_values: bool,
 ) -> None:
     """All series of a folder; exit code 3 if one was refused, failed or lacks slices."""
     from collections import Counter
@@ -221,6 +226,7 @@ def _enhance_many(
         out,
         found=found,
         skip_bad=skip_bad,
+        any_values=any_values,
         announce=_announce,
         report=report,
         **output,

@@ -133,11 +133,11 @@ def read_volume(path: Path, series: str | None = None) -> Volume:
         series: SeriesInstanceUID, where the folder holds several.
     """
     try:
-        return io.read(path, series=series)
+        return io.read(path, series=series, any_values=True)  # masks too
     except MedQDMError:
         if series is not None:
             raise
-        return io.read(path, slice_axis=_LAST_AXIS)
+        return io.read(path, slice_axis=_LAST_AXIS, any_values=True)
 
 
 def _load_array(file: Path) -> Mask:

@@ -50,6 +50,7 @@ def read(
     series: str | None = None,
     slice_axis: int | None = None,
     skip_bad: bool = False,
+    any_values: bool = False,
     files: Sequence[Path] | None = None,
 ) -> Volume:
     """Read a CT volume, of whatever kind lies there.
@@ -62,6 +63,7 @@ def read(
         slice_axis: array axis of the slices in a NIfTI, NRRD or MetaImage file, where its
             spacings do not tell.
         skip_bad: leave damaged DICOM slices out, with a warning, instead of refusing the series.
+        any_values: read values that cannot be HU too: normalised ones and label maps.
         files: of a DICOM series, as its ``SeriesSummary`` lists them, so that no others are looked
             into; None: all that lie there.
 
@@ -72,8 +74,8 @@ def read(
     if path.is_file() and has_ending(path, (*NIFTI_ENDINGS, *ITK_ENDINGS)):
         loaded = load_file(path)
         axis = choose_slice_axis(loaded.spacing_mm, slice_axis, where=path.name)
-        return to_volume(loaded, axis)
-    return read_dicom(path, series=series, skip_bad=skip_bad, files=files)
+        return to_volume(loaded, axis, any_values=any_values)
+    return read_dicom(path, series=series, skip_bad=skip_bad, any_values=any_values, files=files)
 
 
 def write(source: Volume, volume: Volume, path: str | Path, *, overwrite: bool = False) -> None:

@@ -7,6 +7,7 @@ the input's.
 
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,8 @@ from numpy.typing import NDArray
 
 from medqdm.errors import MedQDMError
 from medqdm.io.padding import LOWEST_REAL_HU, fill, find_undeclared
-from medqdm.volume import Source, Volume
+from medqdm.io.plausibility import Tally
+from medqdm.volume import Source, Volume, check_finite
 
 _SAME_SPACING = 1e-3  # relative
 
@@ -81,21 +83,28 @@ def choose_slice_axis(spacing_mm: NDArray[Any], slice_axis: int | None, *, where
     return odd[0]
 
 
-def to_volume(loaded: Loaded, axis: int) -> Volume:
-    """Slices along ``axis``, padding found and filled.
+def to_volume(loaded: Loaded, axis: int, *, any_values: bool = False) -> Volume:
+    """Slices along ``axis``, padding found and filled, values checked.
 
     Args:
         loaded: the ``headers`` of its source must be a dict; ``slice_axis``, ``slice_step_mm``
             and ``padding_hu`` are added for the way back.
         axis: the slice axis.
+        any_values: take values that cannot be HU too.
 
     Raises:
-        MedQDMError: a voxel is not finite, or a step has no length.
+        MedQDMError: values that are not finite or cannot be HU, or a step without length.
     """
     lattice, source = loaded.lattice, loaded.source
     y, x = _in_plane(axis)
     hu = np.ascontiguousarray(lattice.voxels.transpose(axis, y, x), dtype=np.float32)
+    check_finite(hu, where=source.label)
     padding, code = _take_padding_out(hu)
+    tally = Tally()
+    for k, image in enumerate(hu):
+        tally.add(image, None if padding is None else padding[k])
+    tally.check(where=source.label, any_values=any_values)
+    source = replace(source, warnings=(*tally.warnings(), *source.warnings))
     columns = lattice.affine[:3, :3].T
     source.headers.update(slice_axis=axis, slice_step_mm=columns[axis], padding_hu=code)
     return Volume(
@@ -182,15 +191,6 @@ def planes(source: Volume, volume: Volume, *, scratch: Path) -> Iterator[NDArray
 def _slice_axis(source: Volume) -> int:
     own = source.source.headers if source.source.kind in ("nifti", "itk") else {}
     return int(own.get("slice_axis", 2))
-
-
-def value_warnings(hu: NDArray[np.float32]) -> tuple[str, ...]:
-    """What makes voxels doubtful as Hounsfield units."""
-    if hu.max() <= 1:
-        return (f"values reach only {hu.max():g}; they look normalised, not like HU",)
-    if hu.min() >= 0:
-        return (f"values start at {hu.min():g}; they look shifted, HU of air are near -1000",)
-    return ()
 
 
 def _in_plane(axis: int) -> tuple[int, int]:

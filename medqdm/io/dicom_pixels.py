@@ -12,7 +12,8 @@ from pydicom.pixels import pixel_array
 from pydicom.uid import UID, RLELossless
 
 from medqdm.errors import MedQDMError
-from medqdm.io.padding import fill, find_undeclared
+from medqdm.io.dicom_words import mask, read_words
+from medqdm.io.padding import CODE_HU, fill, find_declared, find_undeclared
 
 _NEEDED = ("Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresentation")
 _END_OF_IMAGE = b"\xff\xd9"  # JPEG, JPEG-LS and JPEG 2000 streams all end with it
@@ -20,6 +21,13 @@ _WORD_BITS = 16
 _HU_CODES = {"[hnsf'U]", "HU"}
 _OTHER_UNITS = {"OD", "MGML", "Z_EFF", "ED", "EDW", "HU_MOD", "PCT"}  # defined terms, C.11.1.1.2
 _DECODERS = "pylibjpeg pylibjpeg-openjpeg pyjpegls python-gdcm"
+LOSSY_METHODS = {  # transfer syntaxes that lose, unless LossyImageCompression says 00
+    "1.2.840.10008.1.2.4.50": "ISO_10918_1",
+    "1.2.840.10008.1.2.4.51": "ISO_10918_1",
+    "1.2.840.10008.1.2.4.81": "ISO_14495_1",
+    "1.2.840.10008.1.2.4.91": "ISO_15444_1",
+    "1.2.840.10008.1.2.4.203": "ISO_15444_15",
+}
 _START_OF_FRAME = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # JPEG; F7 is JPEG-LS
 
 
@@ -29,12 +37,16 @@ class Pixels(NamedTuple):
     Args:
         hu: ``(y, x)`` float32, padding filled with its nearest measured neighbour.
         padding: ``(y, x)`` bool, True where the file holds padding.
-        undeclared: the stored padding value if the header is silent about it, else None.
+        undeclared: the stored padding value if the header names none or another one, else None.
+        num_measured_codes: pixels with the declared padding value that are no padding.
+        high_bits: what lies above BitsStored, see ``dicom_words.Words``.
     """
 
     hu: NDArray[np.float32]
     padding: NDArray[np.bool_]
     undeclared: int | None
+    num_measured_codes: int
+    high_bits: str
 
 
 def to_hu(dataset: Dataset, *, where: str) -> Pixels:
@@ -48,18 +60,32 @@ def to_hu(dataset: Dataset, *, where: str) -> Pixels:
         MedQDMError: a tag that the values depend on is missing, or the pixels are damaged.
     """
     _check_tags(dataset, where)
-    words = _decode(dataset, where).astype(np.int32)
+    words = _decode(dataset, where).astype(np.int32) & 0xFFFF
+    signed = words.astype(np.uint16).astype(np.int16).astype(np.int32)
     if dataset.PixelRepresentation:
-        words = words.astype(np.uint16).astype(np.int16).astype(np.int32)
-    stored = _keep_stored_bits(words, dataset)
-    hu = stored * float(dataset.RescaleSlope) + float(dataset.RescaleIntercept)
-    padding = _declared_padding(words, stored, dataset)
-    code = None
-    around_disc = find_undeclared(_widest_hu(words, dataset))
-    if around_disc is not None:
-        code = None if padding[0, 0] else int(words[0, 0])
-        padding = padding | around_disc
-    return Pixels(fill(hu.astype(np.float32), padding), padding, code)
+        words = signed
+    stored = wide = mask(words, dataset)
+    is_wide = stored != words
+    high_bits = ""
+    if is_wide.any():
+        # codes may lie outside of BitsStored, with a sign even in unsigned words
+        wide = np.where(is_wide & (signed < 0), signed, stored)
+        may_be_code = _may_be_code(words, stored, wide, dataset)
+        stored, high_bits = read_words(words, dataset, may_be_code)
+        wide = stored if high_bits == "values" else wide
+    hu = _hu(stored, dataset)
+    is_code = _holds_code(words, stored, dataset)
+    padding = find_declared(is_code)
+    code, is_lossy = None, _is_lossy(dataset)
+    if is_lossy or not padding[[0, 0, -1, -1], [0, -1, 0, -1]].all():
+        wide_hu = hu if wide is stored else _hu(wide, dataset)
+        undeclared = find_undeclared(wide_hu, is_lossy=is_lossy)
+        if undeclared is not None:
+            if not (padding.any() or (is_code & undeclared).any()):
+                code = int(wide[0, 0]) if dataset.PixelRepresentation else int(wide[0, 0]) & 0xFFFF
+            padding = padding | undeclared
+    num_measured = int(np.count_nonzero(is_code & ~padding))
+    return Pixels(fill(hu.astype(np.float32), padding), padding, code, num_measured, high_bits)
 
 
 def stored_range(dataset: Dataset) -> tuple[int, int]:
@@ -111,9 +137,10 @@ def _check_tags(dataset: Dataset, where: str) -> None:
             "this is no CT in Hounsfield units"
         )
     bits, high = int(dataset.BitsStored), int(dataset.get("HighBit", dataset.BitsStored - 1))
-    if not 1 <= bits <= high + 1 <= dataset.BitsAllocated or dataset.PixelRepresentation not in (
-        0,
-        1,
+    if (
+        not 1 <= bits <= dataset.BitsAllocated
+        or not 0 <= high < dataset.BitsAllocated
+        or dataset.PixelRepresentation not in (0, 1)
     ):
         raise MedQDMError(
             f"{where}: BitsStored, HighBit and PixelRepresentation must fit in "
@@ -253,22 +280,21 @@ def _jpeg_shape(frame: bytes) -> tuple[int, int] | None:
     return None
 
 
-def _keep_stored_bits(words: NDArray[np.int32], dataset: Dataset) -> NDArray[np.int32]:
-    """Stored values without what may hide in unused high bits, signed where the header says so."""
-    bits = int(dataset.BitsStored)
-    shift = 0
-    if not dataset.file_meta.TransferSyntaxUID.is_compressed:
-        shift = max(0, int(dataset.get("HighBit", bits - 1)) + 1 - bits)
-    stored = (words >> shift) & ((1 << bits) - 1)
-    if dataset.PixelRepresentation:
-        sign = 1 << (bits - 1)
-        stored = (stored ^ sign) - sign
-    return stored
+def _is_lossy(dataset: Dataset) -> bool:
+    told = str(dataset.get("LossyImageCompression") or "")
+    return told == "01" or (
+        told != "00" and str(dataset.file_meta.TransferSyntaxUID) in LOSSY_METHODS
+    )
 
 
-def _declared_padding(
+def _hu(stored: NDArray[np.int32], dataset: Dataset) -> NDArray[np.float64]:
+    return np.asarray(stored * float(dataset.RescaleSlope) + float(dataset.RescaleIntercept))
+
+
+def _holds_code(
     words: NDArray[np.int32], stored: NDArray[np.int32], dataset: Dataset
 ) -> NDArray[np.bool_]:
+    """Where the declared padding value is, as padding or as a measured value."""
     ends = padding_ends(dataset)
     if ends is None:
         return np.zeros(stored.shape, dtype=bool)
@@ -278,9 +304,15 @@ def _declared_padding(
     return (values >= min(ends)) & (values <= max(ends))
 
 
-def _widest_hu(words: NDArray[np.int32], dataset: Dataset) -> NDArray[np.float64]:
-    """HU with words outside of BitsStored read as 16 bits with sign, as padding codes are meant."""
-    low, high = stored_range(dataset)
-    outside = (words < low) | (words > high)
-    values = np.where(outside, words.astype(np.uint16).astype(np.int16), words)
-    return values * float(dataset.RescaleSlope) + float(dataset.RescaleIntercept)
+def _may_be_code(
+    words: NDArray[np.int32],
+    stored: NDArray[np.int32],
+    wide: NDArray[np.int32],
+    dataset: Dataset,
+) -> NDArray[np.bool_]:
+    """Where the declared padding value is, or an undeclared one that fills all four corners."""
+    is_code = _holds_code(words, stored, dataset)
+    corners = wide[[0, 0, -1, -1], [0, -1, 0, -1]]
+    if np.ptp(corners) == 0 and _hu(corners[0], dataset) < CODE_HU:
+        is_code = is_code | (wide == corners[0])
+    return is_code

@@ -19,21 +19,15 @@ from medqdm.errors import MedQDMError, trace
 from medqdm.io.dicom_frames import Slice, read_slice
 from medqdm.io.dicom_grid import is_enhanced, origins_mm, steps_mm
 from medqdm.io.dicom_open import one_line_for
-from medqdm.io.dicom_pixels import Pixels, to_hu
+from medqdm.io.dicom_pixels import LOSSY_METHODS, Pixels, to_hu
 from medqdm.io.dicom_scan import Scan, names_of, scan, scan_files, tolerant
 from medqdm.io.dicom_stack import Stack, arrange, check_geometry, is_localizer
+from medqdm.io.plausibility import Tally
 from medqdm.volume import SliceStack, Source, Volume, check_finite
 
 logger = logging.getLogger(__name__)
 METAL_HU = 3000.0  # above bone and teeth
 _KEPT_SLICES = 8  # decoded, for those who ask for HU and padding of the same slice in turn
-LOSSY_METHODS = {  # transfer syntaxes that lose, unless LossyImageCompression says 00
-    "1.2.840.10008.1.2.4.50": "ISO_10918_1",
-    "1.2.840.10008.1.2.4.51": "ISO_10918_1",
-    "1.2.840.10008.1.2.4.81": "ISO_14495_1",
-    "1.2.840.10008.1.2.4.91": "ISO_15444_1",
-    "1.2.840.10008.1.2.4.203": "ISO_15444_15",
-}
 
 
 def read_dicom(
@@ -41,6 +35,7 @@ def read_dicom(
     *,
     series: str | None = None,
     skip_bad: bool = False,
+    any_values: bool = False,
     files: Sequence[Path] | None = None,
 ) -> Volume:
     """Read one CT series.
@@ -50,6 +45,7 @@ def read_dicom(
         series: SeriesInstanceUID or the end of one, needed where several CT series lie there;
             ``UID#2`` is the second acquisition of a series that holds several.
         skip_bad: leave out slices that are damaged instead of refusing the series.
+        any_values: read values that cannot be HU too.
         files: those to look into, where they are known; None: all that lie there.
 
     Raises:
@@ -73,9 +69,12 @@ def read_dicom(
             slices, bad = _leave_bad_ones_out(slices)
         stacks = arrange(slices, label=label)
         stack = _choose_stack(stacks, uid, part)
-        checked = _check_all(stack.slices)
+        tally = Tally()
+        checked = _check_all(stack.slices, tally)
+        tally.check(where=label, any_values=any_values)
         headers = tuple(item.header for item in stack.slices)
         lost = []
+        _withdraw_padding(headers, checked)
         if bad:
             lost.append(f"left out {len(bad)} damaged slice(s): {names_of(bad)}")
         if found.lost:
@@ -119,6 +118,8 @@ class _Checked(NamedTuple):
         padding_digest: the same of the padding mask.
         is_padded: whether it holds padding, declared or not.
         is_silent: whether it holds padding that its header did not declare.
+        num_measured_codes: pixels with the declared padding value that are no padding.
+        high_bits: what lies above BitsStored, see ``dicom_words.Words``.
         highest_hu: the largest value.
     """
 
@@ -126,6 +127,8 @@ class _Checked(NamedTuple):
     padding_digest: bytes
     is_padded: bool
     is_silent: bool
+    num_measured_codes: int
+    high_bits: str
     highest_hu: float
 
 
@@ -136,7 +139,7 @@ def _leave_bad_ones_out(files: list[Slice]) -> tuple[list[Slice], list[str]]:
         try:
             if not is_localizer(item):
                 check_geometry(item)
-                _check_pixels(item)
+                _read_pixels(item)
             good.append(item)
         except MedQDMError as error:
             logger.debug("left out %s\n%s", item.name, trace(error))
@@ -144,8 +147,8 @@ def _leave_bad_ones_out(files: list[Slice]) -> tuple[list[Slice], list[str]]:
     return (good, bad) if good else (files, [])
 
 
-def _check_all(slices: list[Slice]) -> list[_Checked]:
-    """Decode every slice once.
+def _check_all(slices: list[Slice], tally: Tally) -> list[_Checked]:
+    """Decode every slice once and count its values.
 
     Raises:
         MedQDMError: some cannot be used; it says what is wrong with the first and names them all.
@@ -153,7 +156,7 @@ def _check_all(slices: list[Slice]) -> list[_Checked]:
     checked, errors = [], {}
     for item in slices:
         try:
-            checked.append(_check_pixels(item))
+            checked.append(_check_pixels(item, tally))
         except MedQDMError as error:
             errors[item.name] = error
     if errors:
@@ -167,25 +170,55 @@ def _check_all(slices: list[Slice]) -> list[_Checked]:
     return checked
 
 
-def _check_pixels(item: Slice) -> _Checked:
-    """Decode a slice once; its header is told what only the pixels show: padding and loss."""
+def _check_pixels(item: Slice, tally: Tally) -> _Checked:
+    """Decode a slice once; its header is told what only the pixels show: padding, bits and loss."""
+    dataset, pixels = _read_pixels(item)
+    with one_line_for(item.name):
+        tally.add(pixels.hu, pixels.padding)
+        _put_header_right(item.header, dataset, pixels)
+    return _Checked(
+        digest=_digest(pixels.hu),
+        padding_digest=_digest(pixels.padding),
+        is_padded=bool(pixels.padding.any()),
+        is_silent=pixels.undeclared is not None,
+        num_measured_codes=pixels.num_measured_codes,
+        high_bits=pixels.high_bits,
+        highest_hu=float(pixels.hu.max()),
+    )
+
+
+def _read_pixels(item: Slice) -> tuple[Dataset, Pixels]:
     with one_line_for(item.name):
         dataset = read_slice(item)
         pixels = to_hu(dataset, where=item.name)
         check_finite(pixels.hu, where=item.name)
-        if pixels.undeclared is not None and "PixelPaddingValue" not in item.header:
-            vr = "SS" if dataset.PixelRepresentation else "US"
-            item.header.add_new("PixelPaddingValue", vr, pixels.undeclared)
-        method = LOSSY_METHODS.get(str(dataset.file_meta.TransferSyntaxUID))
-        if method and not item.header.get("LossyImageCompression"):
-            ratio = dataset.Rows * dataset.Columns * 2 / len(dataset.PixelData)
-            item.header.LossyImageCompression = "01"
-            item.header.LossyImageCompressionRatio = f"{ratio:.3f}"
-            item.header.LossyImageCompressionMethod = method
-    is_silent = pixels.undeclared is not None
-    highest = float(pixels.hu.max())
-    padding = _digest(pixels.padding)
-    return _Checked(_digest(pixels.hu), padding, bool(pixels.padding.any()), is_silent, highest)
+    return dataset, pixels
+
+
+def _put_header_right(header: Dataset, dataset: Dataset, pixels: Pixels) -> None:
+    """New elements, as frames of one file may share the old ones."""
+    if pixels.high_bits == "values":
+        header.add_new("BitsStored", "US", int(dataset.BitsAllocated))
+        header.add_new("HighBit", "US", int(dataset.BitsAllocated) - 1)
+    if pixels.undeclared is not None:
+        vr = "SS" if dataset.PixelRepresentation else "US"
+        header.add_new("PixelPaddingValue", vr, pixels.undeclared)
+        header.pop("PixelPaddingRangeLimit", None)
+    method = LOSSY_METHODS.get(str(dataset.file_meta.TransferSyntaxUID))
+    if method and not header.get("LossyImageCompression"):
+        ratio = dataset.Rows * dataset.Columns * 2 / len(dataset.PixelData)
+        header.LossyImageCompression = "01"
+        header.LossyImageCompressionRatio = f"{ratio:.3f}"
+        header.LossyImageCompressionMethod = method
+
+
+def _withdraw_padding(headers: Sequence[Dataset], checked: Sequence[_Checked]) -> None:
+    """Drop a padding value that was measured only: no measured pixel may have it (C.7.5.1.1.2)."""
+    if any(s.is_padded for s in checked) or not any(s.num_measured_codes for s in checked):
+        return
+    for header in headers:
+        for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit"):
+            header.pop(keyword, None)
 
 
 def _decoder(slices: Sequence[Slice], digests: Sequence[bytes]) -> Callable[[int], Pixels]:
@@ -255,11 +288,41 @@ def _pixel_warnings(headers: tuple[Dataset, ...], checked: list[_Checked]) -> li
     silent = sum(slice_.is_silent for slice_ in checked)
     if silent:
         warnings.append(f"{silent} slice(s) with padding that their header does not declare")
+    warnings += _code_warnings(headers, checked)
     metal = sum(slice_.highest_hu > METAL_HU for slice_ in checked)
     if metal:
         highest = max(slice_.highest_hu for slice_ in checked)
         warnings.append(
             f"{metal} slice(s) with values above {METAL_HU:g} HU (up to {highest:g}); "
             "metal and its streaks may be sharpened"
+        )
+    return warnings
+
+
+def _code_warnings(headers: tuple[Dataset, ...], checked: list[_Checked]) -> list[str]:
+    """What the words hold against the header: padding values and bits."""
+    warnings = []
+    measured = [s.num_measured_codes for s in checked if s.num_measured_codes]
+    if measured:
+        warnings.append(
+            f"the padding value also occurs among measured values: {sum(measured)} pixel(s) in "
+            f"{len(measured)} slice(s) are not taken for padding"
+        )
+    more = sum(slice_.high_bits == "values" for slice_ in checked)
+    if more:
+        warnings.append(
+            f"{more} slice(s) with values that need more bits than BitsStored; they are read from "
+            "the whole words"
+        )
+    other = sum(slice_.high_bits == "other" for slice_ in checked)
+    if other:
+        warnings.append(
+            f"{other} slice(s) with something above BitsStored that is no value; it is left out"
+        )
+    wrong = sum(h.get("HighBit", h.BitsStored - 1) != h.BitsStored - 1 for h in headers)
+    if wrong:
+        warnings.append(
+            f"{wrong} slice(s) with a HighBit other than BitsStored - 1; it is ignored, as "
+            "other readers do"
         )
     return warnings

@@ -27,7 +27,8 @@ from medqdm.io.dicom_stack import (
 from medqdm.io.formats import ITK_ENDINGS, NIFTI_ENDINGS, SEGMENTATION_ENDINGS, has_ending
 from medqdm.io.itk import load_itk
 from medqdm.io.nifti import load_nifti
-from medqdm.volume import ENHANCED_BEFORE
+from medqdm.io.plausibility import Tally
+from medqdm.volume import ENHANCED_BEFORE, check_finite
 
 logger = logging.getLogger(__name__)
 _BESIDE = "NIfTI, NRRD or MetaImage file beside DICOM series"
@@ -262,11 +263,13 @@ def _summarize_series(uid: str, slices: Sequence[Slice]) -> list[SeriesSummary]:
 def _summarize_stack(uid: str, stack: Stack, folder: Path) -> SeriesSummary:
     slices = stack.slices
     middle = slices[len(slices) // 2]
-    problem, padding = None, ""
+    problem, padding, warnings = None, "", tuple(stack.warnings)
     try:
         with one_line_for(middle.name):
             pixels = to_hu(read_slice(middle), where=middle.name)
+            check_finite(pixels.hu, where=middle.name)
             padding = _padding(middle, pixels)
+        warnings += _check_values(slices, pixels, f"series {uid}")
     except Exception as error:
         problem = _problem(error, where=middle.name)
     spacing = [float(v) for v in stack.common.header.PixelSpacing]
@@ -278,7 +281,7 @@ def _summarize_stack(uid: str, stack: Stack, folder: Path) -> SeriesSummary:
         num_slices=len(slices),
         matrix=_matrix(slices[0]),
         spacing_mm=(float(np.median(steps)) if len(steps) else 0.0, spacing[0], spacing[1]),
-        warnings=tuple(stack.warnings),
+        warnings=warnings,
         problem=problem,
         acquisition=stack.name,
         num_gaps=num_gaps(slices),
@@ -287,6 +290,22 @@ def _summarize_stack(uid: str, stack: Stack, folder: Path) -> SeriesSummary:
         encoding=_syntaxes(slices),
         is_enhanced=is_enhanced(slices[0].header),
     )
+
+
+def _check_values(slices: Sequence[Slice], middle: Pixels, where: str) -> tuple[str, ...]:
+    """What the values of the middle slice tell; all slices decide if it is odd."""
+    tally = Tally(enough=1)
+    tally.add(middle.hu, middle.padding)
+    if not tally.warnings():
+        return ()
+    tally = Tally()
+    for item in slices:
+        with one_line_for(item.name):
+            pixels = to_hu(read_slice(item), where=item.name)
+            check_finite(pixels.hu, where=item.name)
+        tally.add(pixels.hu, pixels.padding)
+    tally.check(where=where)
+    return tally.warnings()
 
 
 def _common_folder(slices: Sequence[Slice]) -> Path:

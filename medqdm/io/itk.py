@@ -16,7 +16,7 @@ import SimpleITK as sitk  # noqa: N813  (its usual name)
 from numpy.typing import NDArray
 
 from medqdm.errors import MedQDMError
-from medqdm.io.axes import Lattice, Loaded, Place, place, planes, value_warnings
+from medqdm.io.axes import Lattice, Loaded, Place, place, planes
 from medqdm.io.claims import Most, check_itk_claim, check_packed, data_files, most_of
 from medqdm.io.itk_child import NO_MEMORY, NO_ROOM
 from medqdm.io.whole import whole_file
@@ -57,7 +57,7 @@ def load_itk(path: Path) -> Loaded:
         voxels = stored.astype(np.float32).transpose(2, 1, 0)
         del stored  # some systems remove no file that is mapped
     fields = facts["metadata"]
-    warnings = value_warnings(voxels)
+    warnings: tuple[str, ...] = ()
     if fields.get(_READ_BY) == "NrrdImageIO" and fields.get("NRRD_space") != _LPS:
         warnings += ("the header names no space of the patient; the place there is a guess",)
     kept = {key: value for key, value in fields.items() if not key.startswith(_ABOUT_THE_FILE)}

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 import medqdm
 from medqdm.errors import MedQDMError
-from medqdm.io.axes import Lattice, Loaded, Place, place, planes, value_warnings
+from medqdm.io.axes import Lattice, Loaded, Place, place, planes
 from medqdm.io.claims import check_nifti_claim
 from medqdm.io.whole import whole_file
 from medqdm.volume import Source, Volume, check_same_edges
@@ -35,7 +35,7 @@ def load_nifti(path: Path) -> Loaded:
     """
     image, voxels = _load(path)
     header = image.header
-    warnings = value_warnings(voxels) + _place_warnings(image)
+    warnings = _place_warnings(image)
     affine = _LPS_RAS @ np.asarray(image.affine, dtype=np.float64)
     ours = bytes(header["descrip"]).startswith(b"medqdm")
     source = Source("nifti", path.name, {"header": header.copy()}, warnings, is_enhanced=ours)

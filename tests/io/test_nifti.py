@@ -217,8 +217,12 @@ def test_other_units_are_refused(nifti):
 
 def test_values_unlike_hu_are_told(nifti, phantom):
     hu = phantom.transpose(2, 1, 0)
-    assert "start at 0; they look shifted" in read(nifti(voxels=hu + 1000)).source.warnings[0]
-    assert "look normalised" in read(nifti(voxels=hu / 4000)).source.warnings[0]
+    (warning,) = read(nifti(voxels=hu + 1024)).source.warnings
+    assert "shifted by 1000 or 1024" in warning
+    normalised = nifti(voxels=(hu + 1024) / 4000)
+    with pytest.raises(MedQDMError, match=r"got normalised values of 0\.006 to 0\.631"):
+        read(normalised)
+    assert "normalised" in read(normalised, any_values=True).source.warnings[0]
 
 
 def test_damaged_files_are_refused(nifti, tmp_path):

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from medqdm import io
 from medqdm.errors import MedQDMError
+from medqdm.io.plausibility import OVERRIDE
 from medqdm.metrics import reduce_by_area
 from medqdm.review.series import CELL_LR_PX, Review, load_refined, load_review
 from medqdm.volume import EDGE_TOLERANCE_MM, Volume
@@ -106,7 +107,7 @@ def _candidates(roots: Sequence[str | Path], option: str) -> list[_Candidate]:
             here = [
                 _Candidate(series.path, series.series_instance_uid, _cells(series))
                 for series in io.take_inventory(root).series
-                if series.problem is None and not _is_output(series.path, root)
+                if OVERRIDE in (series.problem or OVERRIDE) and not _is_output(series.path, root)
             ]
         if not here:
             raise MedQDMError(f"{option}: must hold CT series, got none in {root}; check the path")
@@ -157,7 +158,9 @@ def _review(out: Path, candidates: Sequence[_Candidate], slice_axis: int | None)
 def _reference(
     candidate: _Candidate, reviews: Sequence[Review], slice_axis: int | None
 ) -> tuple[int, Volume]:
-    volume = io.read(candidate.path, series=candidate.series, slice_axis=slice_axis)
+    volume = io.read(
+        candidate.path, series=candidate.series, slice_axis=slice_axis, any_values=True
+    )
     fitting, refusals = [], []
     for index, review in enumerate(reviews):
         try:
