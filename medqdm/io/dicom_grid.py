@@ -65,10 +65,7 @@ def normal_of(item: Slice) -> NDArray[np.float64]:
 
 def central(slices: Sequence[Slice]) -> Slice:
     """The slice whose axes and spacing are nearest to the median of all; not a matter of order."""
-    fields = _fields_mm(slices)
-    off = _moves_mm(fields, np.median(fields, axis=0)).round(_DECIMALS)
-    keys = [off, *fields.round(_DECIMALS).reshape(len(fields), -1).T]
-    return slices[int(np.lexsort(keys[::-1])[0])]
+    return slices[_central(_fields_mm(slices))]
 
 
 def moves_mm(slices: Sequence[Slice], common: Slice) -> NDArray[np.float64]:
@@ -152,24 +149,29 @@ def _grids(slices: list[Slice]) -> list[list[Slice]]:
         by_matrix[int(item.header.Rows), int(item.header.Columns)].append(item)
     found: list[list[Slice]] = []
     for same in by_matrix.values():
-        rest = same
-        while rest and len(found) <= _MOST_GRIDS:
-            inside = _largest(rest)
-            found.append([item for item, is_in in zip(rest, inside, strict=True) if is_in])
-            rest = [item for item, is_in in zip(rest, inside, strict=True) if not is_in]
+        fields, rest = _fields_mm(same), np.arange(len(same))
+        tolerances = np.array([_tolerance_mm(item) for item in same])
+        while len(rest) and len(found) <= _MOST_GRIDS:
+            inside = _largest(fields[rest], tolerances[rest])
+            found.append([same[k] for k in rest[inside]])
+            rest = rest[~inside]
     return found
 
 
-def _largest(slices: list[Slice]) -> NDArray[np.bool_]:
+def _largest(fields: NDArray[np.float64], tolerances: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Which slices of one matrix the axes and spacing stand for that fit the most of them."""
-    fields = _fields_mm(slices)
     rounded = fields.round(_DECIMALS).reshape(len(fields), -1)
     _, first, counts = np.unique(rounded, axis=0, return_index=True, return_counts=True)
     order = first[np.argsort(-counts, kind="stable")]
-    candidates = [central(slices)]
-    candidates += [slices[k] for k in order[:: -(-len(order) // _MOST_CANDIDATES)]]
-    masks = [_moves_mm(fields, _fields_mm([item])[0]) <= _tolerance_mm(item) for item in candidates]
+    candidates = [_central(fields), *order[:: -(-len(order) // _MOST_CANDIDATES)]]
+    masks = [_moves_mm(fields, fields[k]) <= tolerances[k] for k in candidates]
     return max(masks, key=np.count_nonzero)
+
+
+def _central(fields: NDArray[np.float64]) -> int:
+    off = _moves_mm(fields, np.median(fields, axis=0)).round(_DECIMALS)
+    keys = [off, *fields.round(_DECIMALS).reshape(len(fields), -1).T]
+    return int(np.lexsort(keys[::-1])[0])
 
 
 def _tolerance_mm(item: Slice) -> float:
