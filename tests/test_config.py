@@ -139,13 +139,6 @@ def test_the_bundled_weights_carry_retired_settings_and_load(name: str) -> None:
     assert read_networks(bundled_weights(name)).task.training.diffusion.image_weight > 0
 
 
-def test_task_files_of_the_bundled_trainings_load() -> None:
-    files = sorted((CONFIGS.parent / "docs" / "training").rglob("*.yaml"))
-    assert files
-    for file in files:
-        assert load_task(file).name
-
-
 def test_task_is_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         load_task("sr4").upscale = 8  # type: ignore[misc]
