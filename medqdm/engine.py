@@ -229,7 +229,6 @@ class Engine(Networks):
         index: WindowIndex,
         noise: Noise,
         policy: Policy | None = None,
-        gamma: float | None = None,
     ) -> Iterator[Step]:
         """Sample z_0, and show each step.
 
@@ -239,7 +238,6 @@ class Engine(Networks):
             index: the same.
             noise: the same.
             policy: the same.
-            gamma: 1 ancestral ... 0 deterministic; None: the task's.
         """
         policy = policy or self.policy(lr, z_lr, index, noise)
         if self.task.diffusion.one_step == "mean" and len(policy.steps) == 1:
@@ -249,7 +247,7 @@ class Engine(Networks):
             self.process,
             z_lr,
             policy=policy,
-            gamma=self.task.diffusion.gamma if gamma is None else gamma,
+            gamma=self.task.diffusion.gamma,
             noise=noise,
             refined=index.refined,
             variance=self._variance(z_lr, index.refined),

@@ -1,6 +1,9 @@
+import copy
+import json
 import random
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import pytest
@@ -9,11 +12,15 @@ import yaml
 from annotated_types import Le, Lt, MaxLen
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+from safetensors import safe_open
 
 from medqdm.build import build_autoencoder, build_qdm
+from medqdm.checkpoint import read_networks
 from medqdm.config import CONFIGS, Task, load_task, override, parse_task, task_names
 from medqdm.config.size import count_weights
+from medqdm.config.task import RETIRED
 from medqdm.errors import MedQDMError
+from medqdm.loading import bundled_weights
 from medqdm.rivals.weights import build_edsr, build_unet
 
 
@@ -90,6 +97,46 @@ def test_task_from_a_file(tmp_path) -> None:
     file.write_text("upscale: [\n")
     with pytest.raises(MedQDMError, match="must be YAML"):
         load_task(file)
+
+
+OLD = [
+    {"steps": 3000},
+    {"student_steps": 4, "ssim_weight": 1, "image_weight": 0},  # was refused once
+    "anything",
+    None,
+]
+
+
+@pytest.mark.parametrize("value", OLD)
+def test_retired_settings_are_dropped_from_files(tmp_path: Path, value: Any) -> None:
+    """Weights and task files of earlier versions stay readable, whatever they carry there."""
+    data = load_task("sr8-t").model_dump(mode="json")
+    data["training"]["distillation"] = value
+    old = copy.deepcopy(data)
+    assert parse_task(data, where="weights") == load_task("sr8-t")
+    assert data == old
+    file = tmp_path / "old.yaml"
+    file.write_text(yaml.safe_dump({"training": data["training"]}))
+    assert load_task(file, ["training.seed=3"]).training.seed == 3
+
+
+def test_every_retired_setting_is_unknown_everywhere_else() -> None:
+    for key in RETIRED:
+        for setting in (f"{key}=1", f"{key}.steps=1", f"{key.split('.')[-1]}=1"):
+            with pytest.raises(MedQDMError, match=r"--set: .* must be a known setting"):
+                load_task("sr4", [setting])
+        with pytest.raises(MedQDMError, match="must be a known setting"):
+            parse_task({"name": "x", key.split(".")[-1]: {}}, where="weights")
+    with pytest.raises(MedQDMError, match="training"):
+        parse_task({"name": "x", "training": 3}, where="weights")
+
+
+@pytest.mark.parametrize("name", ["sr4", "sr8"])
+def test_the_bundled_weights_carry_retired_settings_and_load(name: str) -> None:
+    with safe_open(bundled_weights(name), "np") as file:
+        carried = json.loads(file.metadata()["task"])
+    assert "distillation" in carried["training"]
+    assert read_networks(bundled_weights(name)).task.training.diffusion.image_weight > 0
 
 
 def test_task_is_frozen() -> None:

@@ -417,7 +417,7 @@ def test_a_pacs_takes_it_in_and_gives_it_back(pair: Pair, orthanc: Orthanc) -> N
         assert after == before  # every element, pixels included
 
 
-@pytest.mark.parametrize("syntax", ["explicit", "jpeg-ls", "jpeg2000", "rle", "htj2k"])
+@pytest.mark.parametrize("syntax", ["explicit", "jpeg-ls", "jpeg2000", "rle"])
 @pytest.mark.parametrize("name", ["demo-series", "vendors/ge-head-tilt"])
 def test_transfer_syntaxes_of_signed_and_unsigned_words(
     name: str, syntax: str, tmp_path: Path
@@ -440,9 +440,8 @@ def test_transfer_syntaxes_of_signed_and_unsigned_words(
         found = pydicom.pixels.pixel_array(packed, decoding_plugin=plugin)
         np.testing.assert_array_equal(found, words, err_msg=plugin)
     np.testing.assert_array_equal(io.read(packed).hu, io.read(plain).hu)
-    if syntax != "htj2k":  # younger than Debian's tools
-        tool = need("dciodvfy")
-        assert set(complaints(tool, [packed], "-new")) <= set(complaints(tool, [plain], "-new"))
+    tool = need("dciodvfy")
+    assert set(complaints(tool, [packed], "-new")) <= set(complaints(tool, [plain], "-new"))
     tools = {"jpeg-ls": "dcmdjpls", "rle": "dcmdrle"}
     if syntax in tools:
         unpacked = tmp_path / "unpacked.dcm"

@@ -23,7 +23,6 @@ app = typer.Typer(
 for command in (
     enhance.enhance,
     train.train,
-    train.distill,
     train.train_gain,
     train.train_spread,
     train.train_rival,

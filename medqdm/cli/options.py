@@ -35,7 +35,6 @@ class Syntax(StrEnum):
     explicit = "explicit"
     jpeg_ls = "jpeg-ls"
     jpeg2000 = "jpeg2000"
-    htj2k = "htj2k"
     rle = "rle"
 
 

@@ -41,19 +41,6 @@ def train(
     console.print(f"weights: {weights}", soft_wrap=True)
 
 
-def distill(
-    data: Data,
-    out: RunFolder,
-    task: BundledTask = None,
-    weights: Weights = None,
-    settings: Set = None,
-) -> None:
-    """Train a student of a model for 1 to 4 steps. The same command resumes."""
-    from medqdm.training.further import distill as run
-
-    _go_on(run, weights, task, data, out, settings)
-
-
 def train_gain(
     data: Data,
     out: RunFolder,

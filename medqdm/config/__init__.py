@@ -20,7 +20,7 @@ from medqdm.config.task import (
     parse_task,
     task_names,
 )
-from medqdm.config.training import DiffusionTraining, DistillationTraining, TrainingSection
+from medqdm.config.training import DiffusionTraining, TrainingSection
 
 __all__ = [
     "CONFIGS",
@@ -30,7 +30,6 @@ __all__ = [
     "DegradationSection",
     "DiffusionSection",
     "DiffusionTraining",
-    "DistillationTraining",
     "EDSRSection",
     "GroupsSection",
     "Precision",

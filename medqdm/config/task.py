@@ -32,6 +32,8 @@ CONFIGS = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[2] / "conf
 
 MOST_WEIGHTS = 3_000_000_000  # of a task's networks; L with the paper's KL-VAE has 0.74 billion
 SSIM_SIDE_PX = 11  # of the Gaussian that training's ssim_weight looks through
+# Settings of earlier versions, which weights and task files may still carry.
+RETIRED = ("training.distillation",)
 
 
 class WindowSection(Section):
@@ -119,15 +121,14 @@ class Task(Section):
                     f"training.{stage}.crop_px",
                     getattr(self.training, stage).crop_px or self.slice_px,
                 )
-                for stage in ("diffusion", "distillation", "regions", "spread")
+                for stage in ("diffusion", "regions", "spread")
             ),
         ):
             if size % unit:
                 raise ValueError(f"{key} must be a multiple of {unit}, got {size}")
-        terms = (self.training.diffusion.ssim_weight, self.training.distillation.ssim_weight)
         unit = math.lcm(self.autoencoder.compression, self.upscale)
         least = unit * math.ceil(SSIM_SIDE_PX / unit)
-        if any(terms) and self.training.autoencoder.crop_px < least:
+        if self.training.diffusion.ssim_weight and self.training.autoencoder.crop_px < least:
             raise ValueError(
                 f"training.autoencoder.crop_px must be at least {least} for ssim_weight, got "
                 f"{self.training.autoencoder.crop_px}"
@@ -219,13 +220,33 @@ def load_task(name: str | Path, overrides: Sequence[str] = ()) -> Task:
         raise MedQDMError(f"{path}: must be YAML, got an error: {reason}") from None
     if not isinstance(data, dict):
         raise MedQDMError(f"{path}: must be a mapping of keys, got {type(data).__name__}")
-    task = _validate({"name": path.stem, **data}, where=path.name)
+    task = parse_task({"name": path.stem, **data}, where=path.name)
     return override(task, overrides)
 
 
 def parse_task(data: Mapping[str, Any], *, where: str) -> Task:
-    """A task from plain data, as a weights file carries it; ``where`` names it in messages."""
+    """A task from plain data, as weights carry it, without retired settings.
+
+    Args:
+        data: of a weights file or a task file.
+        where: names it in messages.
+
+    Raises:
+        MedQDMError: a key or value that does not fit.
+    """
+    for key in RETIRED:
+        data = _without(data, key.split("."))
     return _validate(dict(data), where=where)
+
+
+def _without(data: Any, keys: Sequence[str]) -> Any:
+    """The data without one key, given with those of the sections around it; a copy."""
+    first, *rest = keys
+    if not isinstance(data, Mapping) or first not in data:
+        return data
+    if rest:
+        return {**data, first: _without(data[first], rest)}
+    return {key: value for key, value in data.items() if key != first}
 
 
 def override(task: Task, overrides: Sequence[str]) -> Task:

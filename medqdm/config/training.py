@@ -13,7 +13,6 @@ from medqdm.config.fields import (
     Precision,
     Probability,
     Section,
-    Steps,
     Text,
     Updates,
 )
@@ -41,9 +40,20 @@ class AutoencoderTraining(Section):
     KL-VAE gives it back; the light decoder, which sees the LR image anyway, aims at HR."""
 
 
-class ImageLoss(Section):
-    """What a decoded prediction is held to, in stage two and in distilling."""
+class DiffusionTraining(Section):
+    """Stage two."""
 
+    steps: Updates = 50_000
+    batch_size: Batch = 64
+    crop_px: Pixels | None = None
+    """Side of the random HR crops; None: whole slices."""
+    learning_rate: Positive = 5e-5
+    upstream_weight: NonNegative = 1.0
+    """lambda_2 of Eq. 6."""
+    downstream_weight: NonNegative = 1.0
+    """lambda_1 of Eq. 6."""
+    perceptual_weight: NonNegative = 0.0
+    """lambda_3 of Eq. 7; needs the extra ``perceptual``."""
     image_weight: NonNegative = 0.0
     """Weight of the decoded prediction's error in [-1, 1]; above 0 the decoder is trained too,
     so that it meets predicted latents, while the encoder and thus the latents stay."""
@@ -59,32 +69,6 @@ class ImageLoss(Section):
     ssim_weight: NonNegative = 0.0
     """Weight of 1 - SSIM (Wang et al. 2004: Gaussian weights, sigma 1.5); times ``image_weight``.
     What 5 is beside log, 0.3 is about beside l1 and 0.02 beside l2, whose errors are smaller."""
-
-    @model_validator(mode="after")
-    def _terms_have_a_weight(self) -> "ImageLoss":
-        for name in ("gradient_weight", "ssim_weight"):
-            if (weight := getattr(self, name)) > 0 and self.image_weight == 0:
-                raise ValueError(
-                    f"{name} must be 0 without image_weight, got {weight:g}; set it to 0, or "
-                    "image_weight above 0"
-                )
-        return self
-
-
-class DiffusionTraining(ImageLoss):
-    """Stage two."""
-
-    steps: Updates = 50_000
-    batch_size: Batch = 64
-    crop_px: Pixels | None = None
-    """Side of the random HR crops; None: whole slices."""
-    learning_rate: Positive = 5e-5
-    upstream_weight: NonNegative = 1.0
-    """lambda_2 of Eq. 6."""
-    downstream_weight: NonNegative = 1.0
-    """lambda_1 of Eq. 6."""
-    perceptual_weight: NonNegative = 0.0
-    """lambda_3 of Eq. 7; needs the extra ``perceptual``."""
     first_step_share: Probability = 0.0
     """Share of the samples at the first step, T - 1, all by itself what one-step sampling takes;
     the others draw their step evenly."""
@@ -102,21 +86,15 @@ class DiffusionTraining(ImageLoss):
     mask_training: Literal["mixed", "none"] = "mixed"
     """mixed: mostly the task's s, some s = 0, some random s. none: s = 0 always, as published."""
 
-
-class DistillationTraining(ImageLoss):
-    """``medqdm distill``: a student of the sampler, for few steps."""
-
-    steps: Updates = 3000
-    batch_size: Batch = 8
-    crop_px: Pixels | None = None
-    """Side of the random HR crops; None: whole slices."""
-    learning_rate: Positive = 5e-5
-    student_steps: Steps = 4
-    """Most steps the student is made for; fewer work as well if their indices are among its."""
-    teacher_weight: NonNegative = 1.0
-    """Weight of the distance to what the teacher's deterministic sampler ends at."""
-    truth_weight: NonNegative = 1.0
-    """Weight of the distance to the true latent."""
+    @model_validator(mode="after")
+    def _terms_have_a_weight(self) -> "DiffusionTraining":
+        for name in ("gradient_weight", "ssim_weight"):
+            if (weight := getattr(self, name)) > 0 and self.image_weight == 0:
+                raise ValueError(
+                    f"{name} must be 0 without image_weight, got {weight:g}; set it to 0, or "
+                    "image_weight above 0"
+                )
+        return self
 
 
 class RegionTraining(Section):
@@ -154,7 +132,6 @@ class TrainingSection(Section):
 
     autoencoder: AutoencoderTraining = AutoencoderTraining()
     diffusion: DiffusionTraining = DiffusionTraining()
-    distillation: DistillationTraining = DistillationTraining()
     regions: RegionTraining = RegionTraining()
     spread: SpreadTraining = SpreadTraining()
     regression: RegressionTraining = RegressionTraining()

@@ -25,10 +25,10 @@ from medqdm.degrade import DegradationParams, DegradeD
 from medqdm.errors import MedQDMError
 from medqdm.window import Window
 
-Stage = Literal["autoencoder", "diffusion", "distillation", "regions", "spread", "regression"]
+Stage = Literal["autoencoder", "diffusion", "regions", "spread", "regression"]
 # each stage has random numbers of its own; the last two are never of one run
 _STREAMS: dict[Stage, int] = {
-    "autoencoder": 0, "diffusion": 1, "distillation": 2, "regions": 3, "spread": 4, "regression": 4,
+    "autoencoder": 0, "diffusion": 1, "regions": 3, "spread": 4, "regression": 4,
 }  # fmt: skip
 
 

@@ -1,14 +1,11 @@
 """Transfer syntaxes that medqdm writes, all of them lossless."""
 
-import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
-from pydicom.encaps import encapsulate
 from pydicom.uid import (
     UID,
     ExplicitVRLittleEndian,
-    HTJ2KLossless,
     JPEG2000Lossless,
     JPEGLSLossless,
     RLELossless,
@@ -18,16 +15,8 @@ SYNTAXES = {
     "explicit": ExplicitVRLittleEndian,
     "jpeg-ls": JPEGLSLossless,
     "jpeg2000": JPEG2000Lossless,
-    "htj2k": HTJ2KLossless,
     "rle": RLELossless,
 }
-_WORD_BITS = 16
-
-
-def choose_bits(header: Dataset, name: str) -> None:
-    """Widen BitsStored where the encoder knows whole words only; values stay what they are."""
-    if name == "htj2k":
-        header.BitsStored, header.HighBit = _WORD_BITS, _WORD_BITS - 1
 
 
 def set_pixels(header: Dataset, words: NDArray[np.integer], name: str) -> None:
@@ -39,11 +28,7 @@ def set_pixels(header: Dataset, words: NDArray[np.integer], name: str) -> None:
         name: one of ``SYNTAXES``.
     """
     syntax = UID(SYNTAXES[name])
-    if name == "htj2k":
-        stream = imagecodecs.htj2k_encode(words, reversible=True)
-        header.add_new("PixelData", "OB", encapsulate([stream]))
-        header["PixelData"].is_undefined_length = True
-    elif syntax.is_encapsulated:
+    if syntax.is_encapsulated:
         plugin = "pydicom" if name == "rle" else ""
         header.compress(
             syntax, words, encoding_plugin=plugin, generate_instance_uid=False, jls_error=None

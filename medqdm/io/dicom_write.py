@@ -25,7 +25,7 @@ from medqdm.io.dicom_header import (
 from medqdm.io.dicom_open import one_line_for
 from medqdm.io.dicom_pixels import padding_ends, stored_range
 from medqdm.io.dicom_scan import scan, tolerant
-from medqdm.io.dicom_syntax import SYNTAXES, choose_bits, set_pixels
+from medqdm.io.dicom_syntax import SYNTAXES, set_pixels
 from medqdm.io.dicom_uid import make_uid
 from medqdm.io.identity import digest_source
 from medqdm.io.whole import whole_folder
@@ -149,7 +149,6 @@ class DerivedSeries:
         file = folder / _slice_name(k)
         with tolerant(), one_line_for(f"header of slice {k + 1}"):
             out = derived_header(header, self._derivation, index=k)
-            choose_bits(out, self._settings.transfer_syntax)
             words, clipped = _to_words(hu, padding, out)
             measured = words[~padding]
             if measured.size:

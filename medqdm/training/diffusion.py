@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from medqdm import metrics
-from medqdm.config import SSIM_SIDE_PX, DiffusionTraining, DistillationTraining, Task
+from medqdm.config import SSIM_SIDE_PX, Task
 from medqdm.diffusion.policies import spread
 from medqdm.engine import Engine
 from medqdm.models.modulations import Modulations
@@ -26,90 +26,6 @@ TASK_THRESHOLD_SHARE, ZERO_THRESHOLD_SHARE = 0.7, 0.15
 # Squared error below which the logarithm of it is about the error itself: 36 dB of [-1, 1]. A crop
 # of air would count most without it.
 LOG_FLOOR = 1e-3
-
-
-class SamplingModule(pl.LightningModule):
-    """What training and distilling share: losses in pixels, validation by sampling.
-
-    Args:
-        task: settings.
-        engine: networks and process.
-    """
-
-    settings: DiffusionTraining | DistillationTraining
-
-    def __init__(self, task: Task, engine: Engine) -> None:
-        super().__init__()
-        self.task = task
-        self.engine = engine
-        self._dissimilarity = SSIMLoss(spatial_dims=2, data_range=2.0, win_size=SSIM_SIDE_PX)
-
-    def freeze(self, settings: DiffusionTraining | DistillationTraining) -> None:
-        """Let only the QDM learn and, with an image loss, the decoder."""
-        self.engine.autoencoder.requires_grad_(False)
-        if settings.image_weight > 0:
-            self.engine.autoencoder.decoder.requires_grad_(True)
-
-    def image_loss(self, z_0: Tensor, lr: Tensor, hr: Tensor) -> Tensor:
-        """Error of the decoded prediction, in a random crop of the decoder's crop size.
-
-        The terms of gradients and SSIM are part of it.
-        """
-        compression = self.task.autoencoder.compression
-        unit = math.lcm(compression, self.task.upscale)
-        side = min(self.task.training.autoencoder.crop_px, *hr.shape[-2:]) // unit * unit
-        y, x = (
-            unit * int(torch.randint((length - side) // unit + 1, ())) for length in hr.shape[-2:]
-        )
-
-        def crop(image: Tensor, pixels: int) -> Tensor:
-            """The crop of an image that has one pixel per so many HR pixels."""
-            rows = slice(y // pixels, (y + side) // pixels)
-            return image[..., rows, x // pixels : (x + side) // pixels]
-
-        image = self.engine.decode(crop(z_0, compression), crop(lr, self.task.upscale))
-        truth = crop(hr, 1)
-        loss = pixel_error(image, truth, self.settings.image_loss)
-        if self.settings.gradient_weight > 0:
-            loss = loss + self.settings.gradient_weight * gradient_error(image, truth)
-        if self.settings.ssim_weight > 0:
-            with torch.autocast(image.device.type, enabled=False):  # variances of bf16 are noise
-                # 0 at the window's lower end, as in metrics.ssim
-                dissimilarity = self._dissimilarity(image + 1, truth + 1)
-            loss = loss + self.settings.ssim_weight * dissimilarity
-        return loss
-
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """PSNR, SSIM and HU error of whole slices, sampled in masked mode, beside bicubic."""
-        hr, lr = batch["hr"], batch["lr"]
-        generator = torch.Generator().manual_seed(self.task.training.seed)
-        size = [s // self.engine.autoencoder.compression for s in hr.shape[-2:]]
-        shape = (len(hr), self.task.autoencoder.latent_channels, *size)
-        enhanced = self.engine.enhance(
-            lr, lambda _k: torch.randn(shape, generator=generator).to(lr.device)
-        )
-        up = self.engine.upsample(lr)
-        log_scores(self, self.task, hr, sr=enhanced.sr, up=up)
-        self.log("validation/density", enhanced.refined.float().mean(), sync_dist=True,
-                 batch_size=len(hr))  # fmt: skip
-        if batch_idx == 0:
-            self._log_picture(torch.cat([up[:1], enhanced.sr[:1], hr[:1]], dim=3))
-
-    def _log_picture(self, picture: Tensor) -> None:
-        for logger in self.loggers:
-            if isinstance(logger, pl.loggers.TensorBoardLogger):
-                logger.experiment.add_image(
-                    "validation/bicubic_sr_hr", picture[0] / 2 + 0.5, self.global_step
-                )
-
-    def configure_optimizers(self) -> Any:
-        """AdamW over what learns: the QDM or a part of it and, with an image loss, the decoder."""
-        return make_optimizer(
-            [p for p in self.engine.parameters() if p.requires_grad],
-            self.settings.learning_rate,
-            self.settings.steps,
-            self.task.training,
-        )
 
 
 def pixel_error(
@@ -166,7 +82,7 @@ def log_scores(
         )
 
 
-class DiffusionModule(SamplingModule):
+class DiffusionModule(pl.LightningModule):
     """Trains the QDM of an engine; of the autoencoder at most the decoder (``image_weight``).
 
     Args:
@@ -175,13 +91,15 @@ class DiffusionModule(SamplingModule):
         perceptual: LPIPS, when ``perceptual_weight`` is above 0.
     """
 
-    settings: DiffusionTraining
-
     def __init__(self, task: Task, engine: Engine, perceptual: PerceptualDistance | None) -> None:
-        super().__init__(task, engine)
+        super().__init__()
+        self.task = task
+        self.engine = engine
         self.settings = task.training.diffusion
         self.perceptual = perceptual
-        self.freeze(self.settings)
+        self._dissimilarity = SSIMLoss(spatial_dims=2, data_range=2.0, win_size=SSIM_SIDE_PX)
+        engine.autoencoder.requires_grad_(False)
+        engine.autoencoder.decoder.requires_grad_(self.settings.image_weight > 0)
         if self.settings.corrector_alone and engine.qdm.corrector is not None:
             engine.qdm.requires_grad_(False)
             engine.qdm.corrector.requires_grad_(True)
@@ -265,3 +183,64 @@ class DiffusionModule(SamplingModule):
             return t
         steps = torch.arange(self.engine.process.schedule.num_steps, device=t.device)
         return self.engine.qdm.modulations(steps).at_map(t, index)
+
+    def image_loss(self, z_0: Tensor, lr: Tensor, hr: Tensor) -> Tensor:
+        """Error of the decoded prediction, in a random crop of the decoder's crop size.
+
+        The terms of gradients and SSIM are part of it.
+        """
+        compression = self.task.autoencoder.compression
+        unit = math.lcm(compression, self.task.upscale)
+        side = min(self.task.training.autoencoder.crop_px, *hr.shape[-2:]) // unit * unit
+        y, x = (
+            unit * int(torch.randint((length - side) // unit + 1, ())) for length in hr.shape[-2:]
+        )
+
+        def crop(image: Tensor, pixels: int) -> Tensor:
+            """The crop of an image that has one pixel per so many HR pixels."""
+            rows = slice(y // pixels, (y + side) // pixels)
+            return image[..., rows, x // pixels : (x + side) // pixels]
+
+        image = self.engine.decode(crop(z_0, compression), crop(lr, self.task.upscale))
+        truth = crop(hr, 1)
+        loss = pixel_error(image, truth, self.settings.image_loss)
+        if self.settings.gradient_weight > 0:
+            loss = loss + self.settings.gradient_weight * gradient_error(image, truth)
+        if self.settings.ssim_weight > 0:
+            with torch.autocast(image.device.type, enabled=False):  # variances of bf16 are noise
+                # 0 at the window's lower end, as in metrics.ssim
+                dissimilarity = self._dissimilarity(image + 1, truth + 1)
+            loss = loss + self.settings.ssim_weight * dissimilarity
+        return loss
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """PSNR, SSIM and HU error of whole slices, sampled in masked mode, beside bicubic."""
+        hr, lr = batch["hr"], batch["lr"]
+        generator = torch.Generator().manual_seed(self.task.training.seed)
+        size = [s // self.engine.autoencoder.compression for s in hr.shape[-2:]]
+        shape = (len(hr), self.task.autoencoder.latent_channels, *size)
+        enhanced = self.engine.enhance(
+            lr, lambda _k: torch.randn(shape, generator=generator).to(lr.device)
+        )
+        up = self.engine.upsample(lr)
+        log_scores(self, self.task, hr, sr=enhanced.sr, up=up)
+        self.log("validation/density", enhanced.refined.float().mean(), sync_dist=True,
+                 batch_size=len(hr))  # fmt: skip
+        if batch_idx == 0:
+            self._log_picture(torch.cat([up[:1], enhanced.sr[:1], hr[:1]], dim=3))
+
+    def _log_picture(self, picture: Tensor) -> None:
+        for logger in self.loggers:
+            if isinstance(logger, pl.loggers.TensorBoardLogger):
+                logger.experiment.add_image(
+                    "validation/bicubic_sr_hr", picture[0] / 2 + 0.5, self.global_step
+                )
+
+    def configure_optimizers(self) -> Any:
+        """AdamW over what learns: the QDM or a part of it and, with an image loss, the decoder."""
+        return make_optimizer(
+            [p for p in self.engine.parameters() if p.requires_grad],
+            self.settings.learning_rate,
+            self.settings.steps,
+            self.task.training,
+        )

@@ -1,8 +1,7 @@
-"""Further training: what starts from a whole model, a student of it or networks beside it."""
+"""Further training: networks beside a whole model, which stays as it is."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
 
@@ -13,8 +12,6 @@ from medqdm.data import SliceDataModule
 from medqdm.data.samples import Stage
 from medqdm.engine import Engine
 from medqdm.models.transformer import QDM
-from medqdm.training.average import alone
-from medqdm.training.distillation import DistillationModule
 from medqdm.training.fit import fit
 from medqdm.training.lightning import without_harmless_messages
 from medqdm.training.regions import RegionModule
@@ -28,37 +25,6 @@ from medqdm.training.run import (
     qdm_of,
 )
 from medqdm.training.spread import SpreadModule, measure_texture
-
-
-def distill(weights: Path, data: Path, out: Path, settings: Sequence[str] = ()) -> Path:
-    """Make a student of a trained model that needs few steps, or go on with it.
-
-    Args:
-        weights: of the teacher; the student starts from them.
-        data: as for ``train``.
-        out: run folder; a new one, or that of the same task and teacher to resume.
-        settings: ``key=value`` changes to the task that the weights carry.
-
-    Returns:
-        The student, ``OUT/weights.safetensors``, with one deterministic step as its default.
-
-    Raises:
-        MedQDMError: the weights, the data or the run folder do not fit.
-    """
-    task, start = _start_from(weights, out, settings)
-    if (out / WEIGHTS).is_file():
-        return ended(out)
-    pl.seed_everything(task.training.seed, workers=True, verbose=False)
-    task = task.with_diffusion(one_step="draw")  # what the teacher's trajectory begins with
-    engine = Engine(task, start.autoencoder, qdm_of(start, weights))
-    record = _fit_after(task, DistillationModule(task, engine), data, out, "distillation")
-    task = task.with_diffusion(sampling_steps=1, gamma=0.0)
-    record["teacher_sha256"] = start.sha256
-    if "distillation" in start.record:  # the teacher is a student too
-        record["before"] = start.record["distillation"]
-    record = {**alone(start.record), "distillation": record}
-    export(task, start.autoencoder, engine.qdm, record, out / WEIGHTS)
-    return out / WEIGHTS
 
 
 def train_gain(weights: Path, data: Path, out: Path, settings: Sequence[str] = ()) -> Path:
@@ -119,12 +85,18 @@ def _extend(
     begin: Callable[[Task, checkpoint.Checkpoint, QDM], tuple[Engine, pl.LightningModule]],
 ) -> Path:
     """Train networks beside a model that stays as it is, and export all of them."""
-    task, start = _start_from(weights, out, settings)
+    start = checkpoint.load(weights)
+    task = start.task_with(settings)
+    open_run(task, out)
+    mark_start(out, start)
     if (out / WEIGHTS).is_file():
         return ended(out)
     pl.seed_everything(task.training.seed, workers=True, verbose=False)
     engine, module = begin(task, start, qdm_of(start, weights))
-    record = {**start.record, stage: _fit_after(task, module, data, out, stage)}
+    steps = getattr(task.training, stage).steps
+    with without_harmless_messages():
+        fitted = fit(task, module, SliceDataModule(task, data, stage), out / stage, steps)
+    record = {**start.record, stage: fitted}
     spread = engine.spread
     if spread is not None:
         source = SliceDataModule(task, data, stage)
@@ -134,24 +106,3 @@ def _extend(
         regions=engine.regions or start.regions, spread=spread or start.spread,
     )  # fmt: skip
     return out / WEIGHTS
-
-
-def _fit_after(
-    task: Task, module: pl.LightningModule, data: Path, out: Path, stage: Stage
-) -> dict[str, Any]:
-    """Fit what follows the two stages of training, in its own sub-folder."""
-    source = SliceDataModule(task, data, stage)
-    steps = getattr(task.training, stage).steps
-    with without_harmless_messages():
-        return fit(task, module, source, out / stage, steps)
-
-
-def _start_from(
-    weights: Path, out: Path, settings: Sequence[str]
-) -> tuple[Task, checkpoint.Checkpoint]:
-    """The task and the weights of a run that starts from others'."""
-    start = checkpoint.load(weights)
-    task = start.task_with(settings)
-    open_run(task, out)
-    mark_start(out, start)
-    return task, start

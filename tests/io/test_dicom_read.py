@@ -1,3 +1,4 @@
+import base64
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 
@@ -6,11 +7,13 @@ import pydicom
 import pytest
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
 from pydicom.uid import (
     CTImageStorage,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
+    HTJ2KLossless,
     ImplicitVRLittleEndian,
     JPEGLSLossless,
     MediaStorageDirectoryStorage,
@@ -108,6 +111,25 @@ def test_air_at_the_floor_is_no_padding(ct_series, phantom):
 def test_transfer_syntaxes(ct_series, phantom, syntax):
     folder = ct_series(bits=12, signed=False, syntax=syntax)
     np.testing.assert_array_equal(read(folder).hu, phantom)
+
+
+def test_high_throughput_jpeg_2000_is_read(ct_series):
+    """medqdm writes none, but scanners and archives do: 8 x 8 words, by OpenJPH."""
+    stream = base64.b64decode(
+        "/0//UQApQAAAAAAIAAAACAAAAAAAAAAAAAAACAAAAAgAAAAAAAAAAAABjwEB/1AACAACAAAACv9SAAwAAgABAAUEBEAB"
+        "/1wAEyCIkJCQkJCQkJCQkJCQiIiI/2QAFwABT3BlbkpQSCBWZXIgMC4yNi4zLv+QAAoAAAAAAFQAAf+TwAAmy/0Ch3QA"
+        "AADAABLAABKA9ACHdACOAgd0AMAAEsAAEwAYAAJ0AMCBAGNUAMAAJ4AAVQCIiKCnwnUAxkaj8cAhAey2AP/Z"
+    )
+    hu = (np.add.outer(np.arange(8) * 100, np.arange(8) * 13) - 1000)[None]
+    folder = ct_series(hu, intercept=0)
+    (file,) = folder.iterdir()
+    dataset = pydicom.dcmread(file)
+    dataset.PixelData = encapsulate([stream])
+    dataset["PixelData"].VR = "OB"
+    dataset["PixelData"].is_undefined_length = True
+    dataset.file_meta.TransferSyntaxUID = HTJ2KLossless
+    dataset.save_as(file)
+    np.testing.assert_array_equal(read(folder).hu, hu)
 
 
 def test_jpeg_2000_of_pydicom_is_read():

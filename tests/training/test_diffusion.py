@@ -14,7 +14,6 @@ from medqdm.config import load_task
 from medqdm.engine import Engine
 from medqdm.errors import MedQDMError
 from medqdm.training.diffusion import DiffusionModule, gradient_error
-from medqdm.training.distillation import DistillationModule
 from medqdm.window import Window
 
 
@@ -204,24 +203,6 @@ def test_a_corrector_alone_leaves_the_streams_as_they_are() -> None:
         make("training.diffusion.corrector_alone=true")
 
 
-def test_a_student_s_corrector_has_a_loss_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = make(CORRECTOR, "transformer.prediction=z_0")
-    module = DistillationModule(plain.task, plain.engine)
-    module.log = module.log_dict = lambda *_, **__: None
-    batch, engine = make_batch(), module.engine
-    with torch.no_grad():
-        z_0, z_lr = engine.encode(batch["hr"]), engine.encode(engine.upsample(batch["lr"]))
-    refined = engine.index(engine.quadtree(batch["lr"]), z_lr).refined
-    assert refined.any()
-    assert not refined.all()
-    states = dict.fromkeys(module.student_steps, z_lr)
-    monkeypatch.setattr(module, "trajectory", lambda *_: (states, z_0))
-    monkeypatch.setattr(engine.qdm, "streams", lambda *_: (z_0 + 0.2, z_0 + 7))
-    monkeypatch.setattr(engine.qdm, "correct", lambda *_: z_0 + torch.where(refined, 0.1, 0.3))
-    loss = module.training_step(batch, 0)
-    assert loss.item() == pytest.approx(0.01 + 0.01 + 0.04 + 0.09, rel=1e-4)
-
-
 def test_a_corrector_learns_from_a_step_per_region() -> None:
     module = make(CORRECTOR, "training.diffusion.region_steps_share=1")
     module.training_step(make_batch(), 0).backward()
@@ -359,15 +340,13 @@ def test_terms_of_the_image_loss_add_by_their_weights(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("name", ["gradient_weight", "ssim_weight"])
-@pytest.mark.parametrize("section", ["diffusion", "distillation"])
-def test_terms_of_the_image_loss_need_one(section: str, name: str) -> None:
+def test_terms_of_the_image_loss_need_one(name: str) -> None:
     with pytest.raises(MedQDMError, match=f"{name} must be 0 without image_weight, got 1; set it"):
-        make(f"training.{section}.{name}=1")
+        make(f"training.diffusion.{name}=1")
 
 
-@pytest.mark.parametrize("section", ["diffusion", "distillation"])
-def test_ssim_needs_a_crop_it_fits_in(section: str) -> None:
-    settings = [f"training.{section}.{name}_weight=1" for name in ("image", "ssim")]
+def test_ssim_needs_a_crop_it_fits_in() -> None:
+    settings = [f"training.diffusion.{name}_weight=1" for name in ("image", "ssim")]
     make(*settings, "training.autoencoder.crop_px=12")
     with pytest.raises(MedQDMError, match="crop_px must be at least 12 for ssim_weight, got 8"):
         make(*settings, "training.autoencoder.crop_px=8")

@@ -31,9 +31,8 @@ from medqdm.models.autoencoder import KLAutoencoder
 from medqdm.record import describe
 from medqdm.training.autoencoder import AutoencoderModule
 from medqdm.training.diffusion import DiffusionModule
-from medqdm.training.distillation import DistillationModule
 from medqdm.training.fit import Average
-from medqdm.training.further import distill, train_gain, train_spread
+from medqdm.training.further import train_gain, train_spread
 from medqdm.training.lightning import StepSeed, without_harmless_messages
 from medqdm.training.regions import RegionModule
 from medqdm.training.run import open_run, train
@@ -421,80 +420,10 @@ def test_harmless_messages_alone_are_kept_back(caplog: pytest.LogCaptureFixture)
 
 
 MORE = (
-    "training.distillation={steps: 4, batch_size: 2, student_steps: 4, image_weight: 1}",
     "training.regions={steps: 4, batch_size: 2}",
     "training.spread={steps: 4, batch_size: 2}",
     "diffusion.sampling_steps=null",
-    "training.distillation.ssim_weight=1",
 )
-
-
-def test_a_student_is_a_model_of_few_steps(finished: Path, data: Path, tmp_path: Path) -> None:
-    teacher = finished / "weights.safetensors"
-    before = teacher.read_bytes()
-    out = distill(teacher, data, tmp_path / "run", MORE)
-    student = checkpoint.load(out)
-    assert student.task.diffusion.sampling_steps == 1
-    assert student.task.diffusion.gamma == 0
-    record = student.record["distillation"]
-    assert (record["steps"], record["teacher_sha256"]) == (4, checkpoint.load(teacher).sha256)
-    old, new = load_file(teacher), load_file(out)
-    changed = {name.split(".")[1] for name in old if not torch.equal(old[name], new[name])}
-    assert changed == {"upstream", "downstream", "decoder"}  # the encoder, and so latents, stay
-    for steps in (1, 2, 4):
-        enhancer = Enhancer(out, device="cpu", overrides=[f"diffusion.sampling_steps={steps}"])
-        assert np.isfinite(enhancer.enhance_slice(body(1, 9)[0].astype(np.float32)).hu).all()
-    assert teacher.read_bytes() == before
-
-
-def test_a_student_of_a_student_tells_of_both(finished: Path, data: Path, tmp_path: Path) -> None:
-    first = distill(finished / "weights.safetensors", data, tmp_path / "first", MORE)
-    second = distill(first, data, tmp_path / "second", MORE)
-    student, record = checkpoint.load(first), checkpoint.load(second).record["distillation"]
-    assert record["teacher_sha256"] == student.sha256
-    assert record["before"] == student.record["distillation"]
-
-
-def test_distillation_resumes_where_it_stopped(
-    finished: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    teacher = finished / "weights.safetensors"
-    straight = distill(teacher, data, tmp_path / "straight", MORE)
-    with monkeypatch.context() as patch:
-        Stop(patch, DistillationModule, "training_step", at=2)
-        with pytest.raises(KeyboardInterrupt):
-            distill(teacher, data, tmp_path / "stopped", MORE)
-    stopped = distill(teacher, data, tmp_path / "stopped", MORE)
-    assert_same_weights(straight, stopped)
-    other = tmp_path / "other.safetensors"
-    loaded = checkpoint.load(teacher)
-    checkpoint.save(
-        other, task=loaded.task, autoencoder_state=loaded.autoencoder.state_dict(),
-        qdm_state=loaded.qdm.state_dict(), record={"other": 1}, dtype="float16",
-    )  # fmt: skip
-    with pytest.raises(MedQDMError, match="can only be resumed from its own weights"):
-        distill(other, data, tmp_path / "stopped", MORE)
-
-
-def test_the_teachers_trajectory_is_the_deterministic_sampler(finished: Path, data: Path) -> None:
-    loaded = checkpoint.load(finished / "weights.safetensors")
-    task = override(loaded.task, MORE)
-    engine = Engine(task, loaded.autoencoder, loaded.qdm)
-    module = DistillationModule(task, engine)
-    sample = next(iter(SliceDataModule(task, data, "distillation").samples(1)))
-    lr = sample["lr"][None]
-    with torch.no_grad():
-        z_lr = engine.encode(engine.upsample(lr))
-        index = engine.index(engine.quadtree(lr), z_lr)
-        torch.manual_seed(5)
-        states, end = module.trajectory(lr, z_lr, index)
-    assert sorted(states) == [0, 5, 9, 14]
-    torch.manual_seed(5)
-    first = torch.randn_like(z_lr)
-    steps = list(engine.steps(lr, z_lr, index, lambda _k: first, gamma=0.0))
-    assert torch.equal(end, steps[-1].z_0)
-    assert torch.equal(states[9], steps[4].z_s)  # after the step at 10
-    assert torch.equal(states[14], engine.process.prior(z_lr, first, index.refined))
 
 
 def test_train_gain_adds_networks_and_changes_nothing_else(
@@ -504,7 +433,7 @@ def test_train_gain_adds_networks_and_changes_nothing_else(
     for source in ("gain.source=regressor", "groups.confidence=head"):
         setting = [f"diffusion.sampler.{source}"]
         setting.append(f"diffusion.sampler.name={source.split('.')[0]}")
-        enhancer = Enhancer(weights, device="cpu", overrides=[*setting, MORE[2]])
+        enhancer = Enhancer(weights, device="cpu", overrides=[*setting, MORE[1]])
         with pytest.raises(MedQDMError, match="add them with medqdm train-gain"):
             enhancer.enhance_slice(body(1, 9)[0].astype(np.float32))
     out = train_gain(weights, data, tmp_path / "run", MORE)
@@ -514,7 +443,7 @@ def test_train_gain_adds_networks_and_changes_nothing_else(
     assert added == {"regions"}
     for source in ("gain.source=regressor", "groups.confidence=head"):
         name = source.split(".")[0]
-        setting = [f"diffusion.sampler.{source}", f"diffusion.sampler.name={name}", MORE[2]]
+        setting = [f"diffusion.sampler.{source}", f"diffusion.sampler.name={name}", MORE[1]]
         done = Enhancer(out, device="cpu", overrides=setting).enhance_slice(
             body(1, 9)[0].astype(np.float32)
         )
@@ -525,7 +454,7 @@ def test_train_gain_adds_networks_and_changes_nothing_else(
 def regions(finished: Path, data: Path) -> tuple[RegionModule, dict[str, Any]]:
     """A module outside a trainer, and a batch."""
     loaded = checkpoint.load(finished / "weights.safetensors")
-    task = override(loaded.task, ["training.regions.learning_rate=3e-3", MORE[2]])
+    task = override(loaded.task, ["training.regions.learning_rate=3e-3", MORE[1]])
     torch.manual_seed(0)
     engine = Engine(task, loaded.autoencoder, loaded.qdm, build_regions(task))
     samples = list(SliceDataModule(task, data, "regions").samples(2))
@@ -577,7 +506,7 @@ def test_train_spread_adds_networks_that_widen_draws(
     assert {name.split(".")[0] for name in new.keys() - old.keys()} == {"spread"}
     assert new["spread.filters"].square().sum(dim=(1, 2, 3)).tolist() == pytest.approx([1, 1], 1e-2)
     hu = body(1, 9)[0].astype(np.float32)
-    few = ["diffusion.sampling_steps=4", MORE[2]]
+    few = ["diffusion.sampling_steps=4", MORE[1]]
     plain, wide = (
         Enhancer(out, device="cpu", draws=4, overrides=[*few, setting]).enhance_slice(hu)
         for setting in ("diffusion.spread=false", "diffusion.spread=true")
@@ -597,7 +526,7 @@ def test_train_spread_adds_networks_that_widen_draws(
 def test_spread_learns_how_far_estimates_are_off(finished: Path, data: Path) -> None:
     loaded = checkpoint.load(finished / "weights.safetensors")
     task = override(
-        loaded.task, ["training.spread.learning_rate=1e-2", "training.warmup_steps=0", MORE[2]]
+        loaded.task, ["training.spread.learning_rate=1e-2", "training.warmup_steps=0", MORE[1]]
     )
     torch.manual_seed(0)
     spread = build_spread(task)
