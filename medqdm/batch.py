@@ -202,7 +202,7 @@ def _row(root: Path, summary: io.SeriesSummary, *, skip_bad: bool, any_values: b
         row.status, row.message = "scout", problem
     elif problem and not (skip_bad and summary.kind == "dicom"):  # else its good slices may do
         row.status, row.message = "refused", problem
-    elif summary.is_enhanced:
+    elif summary.is_enhanced and summary.kind == "dicom":  # a file may merely be written by us
         row.status, row.message = "enhanced already", f"series {name}: {ENHANCED_BEFORE}"
     return row
 
