@@ -218,7 +218,7 @@ class SliceJob:
             out += functional.interpolate(
                 outside[None, None], size=out.shape, mode="bilinear", align_corners=False
             )[0, 0]
-        if self._task.diffusion.conserve_hu:
+        if self._task.diffusion.conserve_hu and self.is_finite:
             padding = None if self._padding is None else torch.from_numpy(self._padding)[None, None]
             lr_hu = torch.from_numpy(self._hu)[None, None]
             out = conserve(out[None, None], lr_hu, padding, floor_hu=window.low_hu)[0, 0]

@@ -102,7 +102,7 @@ def describe(enhancer: Enhancer) -> str:
     task = enhancer.task
     sampler = task.diffusion.sampler
     consistency = ", drawn nearer to the input" if task.diffusion.consistency else ""
-    consistency += ", HU of flat regions conserved" if task.diffusion.conserve_hu else ""
+    conserved = ", HU of flat regions conserved" if task.diffusion.conserve_hu else ""
     mean = f", mean of {enhancer.draws} draws" if enhancer.mean else ""
     has_noise = enhancer.engine.spread_of_draws is not None
     steps_taken = task.diffusion.told(mean=enhancer.mean, has_noise=has_noise)
@@ -111,7 +111,7 @@ def describe(enhancer: Enhancer) -> str:
         f"synthetic. medqdm {__version__}, task {task.name}, weights sha256:{enhancer.sha256}, "
         f"seed {enhancer.seed}, sampler {sampler.name}, {steps_taken}{mean}{consistency}, "
         f"s {task.quadtree.threshold:g} ({task.threshold_hu:g} HU), "
-        f"{enhancer.device.type} {enhancer.precision}"
+        f"{enhancer.device.type} {enhancer.precision}{conserved}"
     )
 
 

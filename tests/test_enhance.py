@@ -24,6 +24,7 @@ from medqdm.picture import upsample_bicubic
 from medqdm.record import Summary, describe
 from medqdm.volume import Volume
 
+PLAIN = "diffusion.conserve_hu=false"  # what the networks give, and nothing else
 DEMO = Path(__file__).parent / "data" / "demo-series"
 
 
@@ -283,7 +284,7 @@ def test_bf16_is_checked_in_hu(
     weights, monkeypatch, tmp_path, asked, shift_hu, used, warning
 ) -> None:
     monkeypatch.setattr("medqdm.enhancer.is_bf16_fast", lambda _device: True)
-    enhancer = Enhancer(weights, device="cpu", precision=asked)
+    enhancer = Enhancer(weights, device="cpu", precision=asked, overrides=[PLAIN])
     shift_bf16(enhancer, monkeypatch, shift_hu)
     volume = Volume.from_spacing(np.zeros((2, 16, 16)), (2, 0.7, 0.7))
     summary = enhance_volume(enhancer, volume, tmp_path / "out")
@@ -310,7 +311,7 @@ def test_a_rare_large_shift_of_bf16_is_found(weights, monkeypatch, seed) -> None
     volume = Volume.from_spacing(hu, (2, 0.7, 0.7))
     shift_hu = random.uniform(30, 200)
     for share, used in ((random.uniform(0.002, 0.008), "fp32"), (0.0005, "bf16")):
-        enhancer = Enhancer(weights, device="cpu", precision="auto")
+        enhancer = Enhancer(weights, device="cpu", precision="auto", overrides=[PLAIN])
         shift_bf16(enhancer, monkeypatch, shift_hu, share)
         assert share * shift_hu < 2
         enhancer.prepare(volume)
@@ -510,7 +511,7 @@ LIGHT = "autoencoder.light={channels: 16, encoder_blocks: 2, decoder_blocks: 3}"
 @pytest.fixture
 def light(tmp_path: Path) -> Enhancer:
     """An enhancer of a random model with the light autoencoder; it draws three times."""
-    task = load_task("tiny", [LIGHT, "autoencoder.latent_scale=1.0"])
+    task = load_task("tiny", [LIGHT, "autoencoder.latent_scale=1.0", PLAIN])
     torch.manual_seed(0)
     networks = build_autoencoder(task), build_qdm(task)
     for network in networks:
@@ -563,6 +564,7 @@ def test_texture_crosses_tiles_without_a_trace(
         (light if fused else drawing).engine,
         np.clip(textured((1, 40, 56)).hu[0], -900, 900),
     )
+    engine.task = engine.task.with_diffusion(conserve_hu=False)
     engine.spread = build_spread(engine.task)
     one = Enhancer(Opened(engine, {}, ""), device="cpu", precision="fp32", seed=7, batch_size=3)
 
