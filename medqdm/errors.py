@@ -30,3 +30,12 @@ def trace(error: BaseException) -> str:
         parts.append(f"{frames}{type(cause).__name__}{text}")
         cause = cause.__cause__ or cause.__context__
     return "Traceback (most recent call last):\n" + "\nwhich led to:\n".join(reversed(parts))
+
+
+def system_number(error: BaseException | None) -> int:
+    """The system's number of an error, which pydicom wraps into one without; 0 if there is none."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno:
+            return error.errno
+        error = error.__cause__
+    return 0

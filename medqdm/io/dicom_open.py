@@ -24,7 +24,7 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
-from medqdm.errors import MedQDMError
+from medqdm.errors import MedQDMError, system_number
 from medqdm.io.dicom_uid import make_uid
 
 # In one file, however large: items of sequences, which take about a kilobyte of memory each; pieces
@@ -100,11 +100,6 @@ class _Metered:
         return data
 
 
-def is_of_the_system(error: Exception) -> bool:
-    """Whether the disk is the cause; pydicom raises OSError without a number for its parser."""
-    return isinstance(error, OSError) and error.errno is not None
-
-
 @contextmanager
 def one_line_for(where: str) -> Iterator[None]:
     """Whatever a parser or a value of the wrong kind raises becomes one error without the value.
@@ -121,7 +116,7 @@ def one_line_for(where: str) -> Iterator[None]:
     except MedQDMError:
         raise
     except Exception as error:
-        if is_of_the_system(error):
+        if system_number(error):
             raise
         raise MedQDMError(
             f"{where}: must be readable DICOM, got {type(error).__name__} from its content; "

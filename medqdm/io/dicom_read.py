@@ -80,7 +80,7 @@ def read_dicom(
         if found.lost:
             names = names_of([file.name for file in found.lost])
             lost.append(f"{len(found.lost)} file(s) may be slices but are damaged: {names}")
-        warnings = [*stack.warnings, *_pixel_warnings(headers, checked), *lost]
+        warnings = [*stack.warnings, *_pixel_warnings(headers, checked), *tally.warnings(), *lost]
         digests = tuple(slice_.digest for slice_ in checked)
         decode = _decoder(stack.slices, digests)
         shape = (len(headers), int(headers[0].Rows), int(headers[0].Columns))

@@ -14,9 +14,9 @@ from pydicom import Dataset
 from pydicom.config import disable_value_validation
 from pydicom.uid import UID, CTImageStorage, MediaStorageDirectoryStorage
 
-from medqdm.errors import MedQDMError, trace
+from medqdm.errors import MedQDMError, system_number, trace
 from medqdm.io.dicom_frames import ENHANCED, Slice, split_frames
-from medqdm.io.dicom_open import is_of_the_system, one_line_for, read_header
+from medqdm.io.dicom_open import one_line_for, read_header
 from medqdm.io.formats import ITK_ENDINGS, NIFTI_ENDINGS, has_ending
 
 DAMAGED, UNREADABLE = "damaged DICOM file", "file or folder that cannot be opened"
@@ -196,7 +196,7 @@ def _probe(file: Path) -> tuple[str, list[Slice]] | str:
         return slices if isinstance(slices, str) else (str(found[0].SeriesInstanceUID), slices)
     except Exception as error:  # whatever one file raises must not cost the others
         logger.debug("left out %s\n%s", file, trace(error))
-        return UNREADABLE if is_of_the_system(error) else DAMAGED
+        return UNREADABLE if system_number(error) else DAMAGED
 
 
 def _is_archive(file: Path) -> bool:

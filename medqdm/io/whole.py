@@ -17,7 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from medqdm.errors import MedQDMError
+from medqdm.errors import MedQDMError, system_number
 
 _LOCK = "medqdm.lock"  # in every hidden folder that medqdm made, and in no other
 _LOCK_SECONDS = 1.0  # what a run that ends just now may need to let go
@@ -168,22 +168,13 @@ def told_by_the_disk(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        number = _number(error)
+        number = system_number(error)
         if number not in _OF_THE_DISK:
             raise
         raise MedQDMError(
             f"{path}: the output must fit on a disk that can be written, got "
             f"'{os.strerror(number)}'; nothing was written; free some space or choose another place"
         ) from None
-
-
-def _number(error: BaseException | None) -> int:
-    """The system's number of an error, which pydicom wraps into one without; 0 if there is none."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno:
-            return error.errno
-        error = error.__cause__
-    return 0
 
 
 _OF_THE_DISK = {
