@@ -216,7 +216,6 @@ def test_usage_errors_come_from_the_parser() -> None:
             "uncertainty", "mean", "batch-size", "seed", "steps", "slice-axis",
         )),
         *(("evaluate", f"--{name}") for name in ("mean", "seed")),
-        *(("benchmark", f"--{name}") for name in ("slices", "repeats")),
         *(("study", f"--{name}") for name in (
             "readers", "stack", "repeat", "seed", "port",
         )),
@@ -232,7 +231,6 @@ def test_huge_numbers_are_refused(
     arguments: dict[str, tuple[str | Path, ...]] = {
         "enhance": (series, *out, "--weights", weights, "--device", "cpu"),
         "evaluate": ("--data", series.parent, *out, "--weights", weights, "--device", "cpu"),
-        "benchmark": (series, "--weights", weights, "--device", "cpu", "--quick"),
         "study": (series, *out, "--source", series),
         "train-rival": ("edsr", "--task", "tiny", "--data", series.parent, *out),
     }

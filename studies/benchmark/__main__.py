@@ -1,4 +1,4 @@
-"""``medqdm benchmark``: how fast."""
+"""``python -m studies.benchmark``: how fast."""
 
 from pathlib import Path
 from typing import Annotated, Optional
@@ -8,6 +8,7 @@ from rich.table import Table
 
 from medqdm.cli.options import BundledTask, Device, Overwrite, Set, Weights
 from medqdm.cli.terminal import console, end_cleanly_on_sigterm, say
+from studies.command import app_of, run
 
 
 def benchmark(  # noqa: PLR0913, PLR0917  (one option each)
@@ -38,7 +39,7 @@ def benchmark(  # noqa: PLR0913, PLR0917  (one option each)
             min=1, max=1000, help="Timed runs of each variant; default: 5, or 2 if quick."
         ),
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="The variants alone.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer timed runs.")] = False,
     degrade: Annotated[
         bool, typer.Option("--degrade", help="The series is HR: degrade it as the test set is.")
     ] = False,
@@ -59,8 +60,8 @@ def benchmark(  # noqa: PLR0913, PLR0917  (one option each)
     overwrite: Overwrite = False,
 ) -> None:
     """Measure this machine: dense, windows, tokens, bf16 and fewer steps side by side."""
-    from medqdm import benchmark as bench
     from medqdm.io.whole import check_folder
+    from studies import benchmark as bench
 
     end_cleanly_on_sigterm()
     if out is not None:
@@ -99,3 +100,9 @@ def benchmark(  # noqa: PLR0913, PLR0917  (one option each)
     if out is not None:
         bench.write_report(found, out, overwrite=overwrite)
         console.print(f"written to {out}: results.md, results.json, benchmark.png", soft_wrap=True)
+
+
+app = app_of(benchmark)
+
+if __name__ == "__main__":
+    run(app)

@@ -4,7 +4,7 @@ import os
 import platform
 import statistics
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from medqdm.benchmark import growth as growing
-from medqdm.benchmark.measure import PeakMemory, matrix_rate, multiply_adds
-from medqdm.benchmark.pipeline import (
+from medqdm.device import is_bf16_fast
+from medqdm.version import __version__
+from studies.benchmark.measure import PeakMemory, matrix_rate, multiply_adds
+from studies.benchmark.pipeline import (
     Outcome,
     Pipeline,
     Precision,
@@ -22,9 +23,7 @@ from medqdm.benchmark.pipeline import (
     refined_difference,
     write_slices,
 )
-from medqdm.benchmark.subject import Subject, lr_batch
-from medqdm.device import is_bf16_fast
-from medqdm.version import __version__
+from studies.benchmark.subject import Subject, lr_batch
 
 STAGES = ("read", "encode", "denoise", "decode", "write")
 FEWER_STEPS = (8, 4, 1)
@@ -79,13 +78,11 @@ class Benchmark:
         about: machine, versions, model and slices, as JSON.
         matrix_flops: precision to FLOP/s of a matrix product on this machine.
         variants: the first is the one that the others are compared with.
-        growth: how cost grows; None after a quick run.
     """
 
     about: dict[str, Any]
     matrix_flops: dict[str, float]
     variants: list[Measured]
-    growth: growing.Growth | None = None
 
 
 @dataclass
@@ -119,8 +116,6 @@ def run_benchmark(
     *,
     repeats: int | None = None,
     quick: bool = False,
-    batches: Sequence[int] = growing.BATCHES,
-    sides_px: Sequence[int] = growing.SIDES_PX,
     paper_autoencoder: bool = False,
     announce: Announce = lambda _text: None,
 ) -> Benchmark:
@@ -132,9 +127,7 @@ def run_benchmark(
     Args:
         subject: model and slices.
         repeats: timed runs of each variant; None: 5, or 2 if quick.
-        quick: the variants alone, without growth.
-        batches: slices in a batch to try, rising; see ``growth.by_batch``.
-        sides_px: sides of output slices to try; see ``growth.by_side``.
+        quick: fewer timed runs.
         paper_autoencoder: compare with dense fp32 and the paper's KL-VAE.
         announce: called with what is done next.
     """
@@ -165,8 +158,7 @@ def run_benchmark(
     matrix_flops = {precision: statistics.median(found) for precision, found in rates.items()}
     measured = _summarize(subject, records, shifts, matrix_flops)
     about = _about(subject, count) | {"load_at_start": load}
-    grown = None if quick else growing.measure(subject, count, batches, sides_px, announce)
-    return Benchmark(about, matrix_flops, measured, grown)
+    return Benchmark(about, matrix_flops, measured)
 
 
 def _shift_hu(

@@ -3,11 +3,10 @@
 import ctypes
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
-import numpy as np
 import psutil
 import torch
 from torch import nn
@@ -95,14 +94,6 @@ class PeakMemory:
             self.num_bytes = max(self.num_bytes, held)
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes that a computation on the device could still take."""
-    if device.type == "cuda":
-        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(torch.cuda.mem_get_info(device)[0]) + held
-    return int(psutil.virtual_memory().available)
-
-
 def matrix_rate(device: torch.device, dtype: torch.dtype, *, side: int | None = None) -> float:
     """FLOP/s of square matrix products: what the device reaches when nothing else is in the way.
 
@@ -165,33 +156,3 @@ def _convolutions(corrector: Corrector, latents: int) -> int:
 
     fine = weights(corrector.first, corrector.before, corrector.after, corrector.last)
     return fine * latents + weights(corrector.down, corrector.coarse, corrector.up) * latents // 4
-
-
-@dataclass(frozen=True)
-class Line:
-    """``y = a + b x`` by least squares.
-
-    Args:
-        a: value at 0.
-        b: rise.
-        r_squared: share of the variance of y that the line explains.
-    """
-
-    a: float
-    b: float
-    r_squared: float
-
-
-def fit_line(x: Sequence[float], y: Sequence[float]) -> Line:
-    """Least squares through at least two places.
-
-    >>> fit_line([0, 1, 2], [1, 3, 5])
-    Line(a=1.0, b=2.0, r_squared=1.0)
-    """
-    places, values = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
-    centred = places - places.mean()
-    b = float(centred @ values / (centred @ centred))
-    a = float(values.mean() - b * places.mean())
-    left = float(((values - a - b * places) ** 2).sum())
-    whole = float(((values - values.mean()) ** 2).sum())
-    return Line(a, b, 1 - left / whole if whole else 1.0)

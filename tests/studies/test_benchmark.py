@@ -11,17 +11,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
-from medqdm import benchmark, cli
-from medqdm.benchmark import growth, report
-from medqdm.benchmark.measure import MATRIX_SIDE, PeakMemory, fit_line, matrix_rate, multiply_adds
-from medqdm.benchmark.pipeline import Outcome, dense_index, refined_difference
-from medqdm.benchmark.run import STAGES, Benchmark, variants_for
-from medqdm.benchmark.subject import Subject, open_subject, phantom
 from medqdm.build import build_qdm
 from medqdm.config import load_task
 from medqdm.diffusion.quadtree import Quadtree
 from medqdm.errors import MedQDMError
 from medqdm.models.windows import WindowIndex
+from studies import benchmark
+from studies.benchmark import report
+from studies.benchmark.__main__ import app
+from studies.benchmark.measure import MATRIX_SIDE, PeakMemory, matrix_rate, multiply_adds
+from studies.benchmark.pipeline import Outcome, dense_index, refined_difference
+from studies.benchmark.run import STAGES, Benchmark, variants_for
+from studies.benchmark.subject import Subject, open_subject, phantom
 
 CPU = torch.device("cpu")
 
@@ -45,7 +46,7 @@ def small_matrices() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def found() -> Benchmark:
     """The tiny task on two phantom slices of four windows each."""
-    return benchmark.run_benchmark(subject(), repeats=1, batches=(1, 2), sides_px=(64, 128))
+    return benchmark.run_benchmark(subject(), repeats=1)
 
 
 @pytest.mark.parametrize(("size", "tera"), [("S", 1.34), ("B", 5.17), ("L", 18.20)])
@@ -83,24 +84,6 @@ def test_work_follows_tokens() -> None:
     assert multiply_adds(qdm, WindowIndex(refined), 7) == 7 * windows
     both = WindowIndex(refined.expand(2, -1, -1))
     assert multiply_adds(qdm, both, 1) == 2 * windows
-
-
-def test_line_through_scattered_points() -> None:
-    line = fit_line([0, 1, 2, 3], [1.0, 2.0, 4.0, 5.0])
-    assert (line.a, line.b) == pytest.approx((0.9, 1.4))
-    assert line.r_squared == pytest.approx(0.98)
-
-
-def test_a_share_of_cells_is_met_in_spite_of_ties() -> None:
-    ranges = torch.zeros(2, 8, 8)
-    ranges[:, 2:4] = torch.rand(2, 2, 8, generator=torch.Generator().manual_seed(0)) + 0.1
-    few = growth.refine_share(ranges, 0.125, 16, 16)
-    many = growth.refine_share(ranges, 0.5, 16, 16)
-    assert (few.sum(dim=(1, 2)).tolist(), many.sum(dim=(1, 2)).tolist()) == ([32] * 2, [128] * 2)
-    assert not (few & ~many).any()
-    assert ranges[few[:, ::2, ::2]].min() > 0
-    assert growth.refine_share(ranges, 1.0, 4, 4).all()
-    assert not growth.refine_share(ranges, 0.0, 4, 4).any()
 
 
 def test_peak_memory_counts_what_the_block_adds() -> None:
@@ -155,15 +138,6 @@ def test_phantom_has_a_quarter_of_its_cells_refined() -> None:
     assert not np.array_equal(phantom(32, seed=1), phantom(32, seed=2))
 
 
-def test_slices_change_size_around_their_middle() -> None:
-    image = np.arange(36, dtype=np.float32).reshape(6, 6)
-    assert np.array_equal(growth.resized(image, 2), image[2:4, 2:4])
-    larger = growth.resized(image, 10)
-    assert larger.shape == (10, 10)
-    assert np.array_equal(larger[2:8, 2:8], image)
-    assert np.array_equal(larger[1, 2:8], image[0])
-
-
 def test_series_are_cut_or_degraded_to_one_tile(ct_series) -> None:
     hu = np.tile(np.arange(40, dtype=np.int16), (3, 40, 1))
     series = ct_series(hu)
@@ -214,31 +188,6 @@ def test_figures_of_the_variants_add_up(found: Benchmark) -> None:
     assert all(0 < shift < 50 for shift in bf16)
 
 
-def test_growth_covers_all_that_was_asked(found: Benchmark) -> None:
-    grown = found.growth
-    assert grown is not None
-    tokens = [p for p in grown.density if p.packing == "tokens"]
-    assert [p.tokens for p in tokens] == [round(256 * share) for share in growth.DENSITIES]
-    assert [fit.packing for fit in grown.fits] == ["windows", "tokens"]
-    for fit in grown.fits:
-        own = [p for p in grown.density if p.packing == fit.packing]
-        assert fit.line == fit_line([p.tokens for p in own], [p.seconds for p in own])
-        assert fit.a_over_dense == pytest.approx(fit.line.a / own[-1].seconds)
-    assert [p.slices for p in grown.batches] == [1, 2]
-    assert grown.batches_end == ""
-    assert [p.side_px for p in grown.sides] == [64, 128]
-
-
-def test_batches_end_where_memory_or_time_does() -> None:
-    last = growth.BatchPoint(slices=4, seconds=20.0, peak_bytes=3_000_000_000)
-    assert "would need about 6.0 GB, 7.0 GB are free" in growth._too_much(last, 8, 7 * 10**9)
-    assert "would take about 160 s" in growth._too_much(last, 8, 8 * 10**9)
-    assert growth._too_much(last, 5, 8 * 10**9) == ""
-    points, reason = growth.by_batch(subject(), (1, 10**9), 1, lambda _text: None)
-    assert [p.slices for p in points] == [1]
-    assert "a batch of 1000000000 was not tried" in reason
-
-
 def test_report_holds_every_figure(found: Benchmark, tmp_path: Path) -> None:
     benchmark.write_report(found, tmp_path / "out")
     benchmark.write_json(found, tmp_path / "found.json")
@@ -260,13 +209,12 @@ def test_report_holds_every_figure(found: Benchmark, tmp_path: Path) -> None:
 
 def test_command_measures_weights_on_a_series(weights: Path, ct_series, tmp_path: Path) -> None:
     series = ct_series(np.full((1, 20, 20), 30))
-    arguments = ["benchmark", series, "--weights", weights, "--device", "cpu", "--quick",
+    arguments = [series, "--weights", weights, "--device", "cpu", "--quick",
                  "--repeats", 1, "--json", tmp_path / "found.json"]  # fmt: skip
-    result = CliRunner().invoke(cli.app, [str(a) for a in arguments])
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
     assert result.exit_code == 0, result.output
     assert "Seconds a slice, from DICOM to DICOM" in result.output
     data = json.loads((tmp_path / "found.json").read_text())
-    assert data["growth"] is None
     assert data["about"]["weights_sha256"]
     assert data["about"]["share_refined"] == 0
     assert str(series) not in json.dumps(data)
@@ -290,3 +238,9 @@ def test_the_papers_autoencoder_can_be_what_others_are_compared_with() -> None:
     deep = subject(settings=["autoencoder={light: {compression: 8}}", "slice_px=128"], random=True)
     with pytest.raises(MedQDMError, match="--paper-autoencoder: the task's latents must be of 4"):
         benchmark.run_benchmark(deep, repeats=1, quick=True, paper_autoencoder=True)
+
+
+@pytest.mark.parametrize("option", ["--slices", "--repeats"])
+@pytest.mark.parametrize("number", ["1" + 19 * "0", 400 * "9", "-1", "inf", "nan"])
+def test_huge_numbers_are_refused(refused, option: str, number: str) -> None:
+    assert refused(app, "--quick", f"{option}={number}")

@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medqdm import io
-from medqdm.benchmark.measure import Stopwatch
-from medqdm.benchmark.subject import Subject, every_region, lr_batch, noise_like
 from medqdm.build import Autoencoder, build_autoencoder
 from medqdm.config import AutoencoderSection, Task, override
 from medqdm.device import autocast
@@ -22,6 +20,8 @@ from medqdm.models.autoencoder import KLAutoencoder
 from medqdm.models.windows import PATCH, WindowIndex
 from medqdm.version import __version__
 from medqdm.volume import Volume
+from studies.benchmark.measure import Stopwatch
+from studies.benchmark.subject import Subject, every_region, lr_batch, noise_like
 
 Precision = Literal["fp32", "bf16"]
 

@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,16 +11,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from medqdm import picture
-from medqdm.benchmark.growth import Growth
-from medqdm.benchmark.run import STAGES, Benchmark, Measured
 from medqdm.io.whole import whole_file, whole_folder
+from studies.benchmark.run import STAGES, Benchmark, Measured
 
 # Okabe and Ito's palette, told apart by all eyes
 _STAGE_COLOURS = dict(
     zip(STAGES, ("#999999", "#56B4E9", "#0072B2", "#E69F00", "#CCCCCC"), strict=True)
 )
-_PACKING_COLOURS = {"windows": "#D55E00", "tokens": "#009E73"}
-_GREY = "#555555"
 _MARKER = "results.json"
 
 
@@ -99,7 +95,7 @@ def summary(found: Benchmark) -> list[str]:
 
 
 def tables(found: Benchmark) -> list[Table]:
-    """Everything in tables: time, work, and growth if it was measured."""
+    """Everything in tables: time and work."""
     variants = found.variants
     time = Table(
         "Seconds a slice, from DICOM to DICOM",
@@ -121,44 +117,7 @@ def tables(found: Benchmark) -> list[Table]:
             for m in variants
         ],
     )  # fmt: skip
-    return [time, work, *(_growth_tables(found.growth) if found.growth else [])]
-
-
-def _growth_tables(grown: Growth) -> list[Table]:
-    density = Table(
-        "Denoiser against refined cells",
-        ["refined", "packing", "windows", "tokens", "seconds a slice"],
-        [
-            [f"{100 * p.share:.0f} %", p.packing, f"{p.windows:.0f}", f"{p.tokens:.0f}",
-             f"{p.seconds:.3f}"]
-            for p in grown.density
-        ],
-    )  # fmt: skip
-    fits = Table(
-        "Denoiser's seconds as a + b * tokens",
-        ["packing", "a", "b", "R^2", "a of dense time"],
-        [
-            [f.packing, f"{f.line.a:.3f} s", f"{1e6 * f.line.b:.2f} us", f"{f.line.r_squared:.4f}",
-             f"{100 * f.a_over_dense:.0f} %"]
-            for f in grown.fits
-        ],
-    )  # fmt: skip
-    batches = Table(
-        "Encode, denoise and decode against slices in a batch"
-        + (f" ({grown.batches_end})" if grown.batches_end else ""),
-        ["slices", "seconds a slice", "peak memory"],
-        [[str(p.slices), f"{p.seconds:.3f}", _gigabytes(p.peak_bytes)] for p in grown.batches],
-    )
-    sides = Table(
-        "A whole slice against its size, tile by tile",
-        ["output", "seconds", "s a megapixel", "peak memory"],
-        [
-            [f"{p.side_px} x {p.side_px}", f"{p.seconds:.3f}",
-             f"{1e6 * p.seconds / p.side_px**2:.2f}", _gigabytes(p.peak_bytes)]
-            for p in grown.sides
-        ],
-    )  # fmt: skip
-    return [density, fits, batches, sides]
+    return [time, work]
 
 
 def markdown(found: Benchmark) -> str:
@@ -186,19 +145,11 @@ def _hu(shift: float | None) -> str:
 
 
 def plot(found: Benchmark) -> Figure:
-    """Time split of all variants; below it, if measured, how cost grows."""
-    grown = found.growth
-    bars = 0.42 * len(found.variants) + 1.4
-    heights = [bars, 3.6] if grown else [bars]
-    figure = Figure(figsize=(11, sum(heights) + 0.6), dpi=130, layout="constrained")
+    """Time split of all variants."""
+    height = 0.42 * len(found.variants) + 2.0
+    figure = Figure(figsize=(11, height), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
-    parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
-    _draw_variants(parts[0].subplots(), found)
-    if grown:
-        density, batches, sides = parts[1].subplots(1, 3)
-        _draw_density(density, grown)
-        _draw_batches(batches, grown)
-        _draw_sides(sides, grown)
+    _draw_variants(figure.subplots(), found)
     task = found.about["task"]
     figure.suptitle(
         f"{task['name']}, x{task['upscale']}, {100 * found.about['share_refined']:.0f} % of the "
@@ -224,63 +175,6 @@ def _draw_variants(axis: Axes, found: Benchmark) -> None:
     axis.set_xlim(0, 1.22 * max(m.total for m in found.variants))
     axis.set_xlabel("seconds a slice, from DICOM to DICOM")
     axis.legend(loc="lower right", fontsize=8, frameon=False)
-    _tidy(axis)
-
-
-def _draw_density(axis: Axes, grown: Growth) -> None:
-    for fitted in grown.fits:
-        own = [p for p in grown.density if p.packing == fitted.packing]
-        colour, line = _PACKING_COLOURS[fitted.packing], fitted.line
-        shares = [100 * p.share for p in own]
-        axis.plot(shares, [p.seconds for p in own], "o", color=colour, ms=5, mfc="white")
-        axis.plot(
-            shares, [line.a + line.b * p.tokens for p in own], "-", color=colour, lw=1,
-            label=f"{fitted.packing}: {line.a:.2f} s + {1e6 * line.b:.0f} µs a token, "
-            f"R² {line.r_squared:.3f}",
-        )  # fmt: skip
-    axis.set_xlabel("cells refined [%]")
-    axis.set_ylabel("denoiser, seconds a slice")
-    axis.set_ylim(bottom=0)
-    axis.legend(loc="lower right", fontsize=7, frameon=False)
-    axis.set_title("against refined cells: lines are a + b * tokens", fontsize=10)
-    _tidy(axis)
-
-
-def _draw_batches(axis: Axes, grown: Growth) -> None:
-    _draw_points(
-        axis, [p.slices for p in grown.batches], [p.seconds for p in grown.batches],
-        [p.peak_bytes for p in grown.batches],
-    )  # fmt: skip
-    axis.set_ylim(0, 1.3 * max(p.seconds for p in grown.batches))
-    axis.set_xlabel("slices in a batch")
-    axis.set_ylabel("seconds a slice")
-    axis.set_title("against slices in a batch, with peak memory", fontsize=10)
-
-
-def _draw_sides(axis: Axes, grown: Growth) -> None:
-    _draw_points(
-        axis, [p.side_px for p in grown.sides], [p.seconds for p in grown.sides],
-        [p.peak_bytes for p in grown.sides],
-    )  # fmt: skip
-    axis.set_yscale("log")
-    axis.set_ylim(0.6 * grown.sides[0].seconds, 2.5 * max(p.seconds for p in grown.sides))
-    axis.set_xlabel("side of the output slice [pixels]")
-    axis.set_ylabel("seconds a slice")
-    axis.set_title("against size, with peak memory", fontsize=10)
-
-
-def _draw_points(
-    axis: Axes, x: Sequence[int], seconds: Sequence[float], peaks: Sequence[int]
-) -> None:
-    axis.plot(x, seconds, "o-", color=_STAGE_COLOURS["denoise"], ms=4, lw=1)
-    axis.set_xscale("log", base=2)
-    axis.set_xticks(x, [str(value) for value in x], minor=False)
-    for place, value, peak in zip(x, seconds, peaks, strict=True):
-        axis.annotate(
-            f"{peak / 1e9:.2g} GB", (place, value), (0, 6), textcoords="offset points",
-            ha="center", fontsize=7, rotation=45, color=_GREY,
-        )  # fmt: skip
-    axis.margins(x=0.12)
     _tidy(axis)
 
 
