@@ -216,9 +216,6 @@ def test_usage_errors_come_from_the_parser() -> None:
             "uncertainty", "mean", "batch-size", "seed", "steps", "slice-axis",
         )),
         *(("evaluate", f"--{name}") for name in ("mean", "seed")),
-        *(("study", f"--{name}") for name in (
-            "readers", "stack", "repeat", "seed", "port",
-        )),
         ("train-rival", "--minutes"),
     ],
 )  # fmt: skip
@@ -231,7 +228,6 @@ def test_huge_numbers_are_refused(
     arguments: dict[str, tuple[str | Path, ...]] = {
         "enhance": (series, *out, "--weights", weights, "--device", "cpu"),
         "evaluate": ("--data", series.parent, *out, "--weights", weights, "--device", "cpu"),
-        "study": (series, *out, "--source", series),
         "train-rival": ("edsr", "--task", "tiny", "--data", series.parent, *out),
     }
     began = time.perf_counter()

@@ -31,7 +31,6 @@ for command in (
     evaluate.evaluate,
     look.info,
     look.review,
-    look.study,
     look.tasks,
     train.import_weights,
 ):

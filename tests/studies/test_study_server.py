@@ -8,12 +8,12 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from medqdm import cli
 from medqdm.errors import MedQDMError
-from medqdm.review import StudyServer, make_study
 from medqdm.review.rating import SCORES
-from medqdm.review.study import read_answers, read_key
-from medqdm.review.study.plan import ARMS
+from studies.command import run
+from studies.reader_study import StudyServer, make_study, read_answers, read_key
+from studies.reader_study.__main__ import app
+from studies.reader_study.plan import ARMS
 
 PAGE = ("", "study.css", "style.css", "study.js", "panel.js", "paint.js", "loader.js")
 
@@ -199,9 +199,9 @@ def test_the_command_makes_a_study_and_goes_on_with_it(exams, tmp_path, monkeypa
         "2", "--slice-axis", "2", "--seed", "7", "--out", study,
     ]  # fmt: skip
     for arguments, done in ((first, "0 of 2 pairs"), ([study], "1 of 2 pairs")):
-        monkeypatch.setattr(sys, "argv", ["medqdm", "study", *arguments, "--no-browser"])
+        monkeypatch.setattr(sys, "argv", ["reader_study", *arguments, "--no-browser"])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            run(app)
         assert ended.value.code == 0
         printed = capsys.readouterr().out
         lines = [line for line in printed.splitlines() if "http://127.0.0.1:" in line]
@@ -209,3 +209,10 @@ def test_the_command_makes_a_study_and_goes_on_with_it(exams, tmp_path, monkeypa
         assert lines[0].endswith(done)
         assert ("seed 7" in printed) == (arguments is first)
     assert len(read_answers(tmp_path / "s" / "ratings.csv")) == 2
+
+
+@pytest.mark.parametrize("option", ["--readers", "--stack", "--repeat", "--seed", "--port"])
+@pytest.mark.parametrize("number", ["1" + 19 * "0", 400 * "9", "-1", "inf", "nan"])
+def test_huge_numbers_are_refused(refused, exams, option, number):
+    source = exams / "sources"
+    assert refused(app, exams / "enhanced", "--source", source, f"{option}={number}")

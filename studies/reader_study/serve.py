@@ -13,8 +13,9 @@ from medqdm.picture import PRESETS
 from medqdm.review.rating import SCORES
 from medqdm.review.server import Answer as Page
 from medqdm.review.server import LocalServer, as_json, packed, page_file
-from medqdm.review.study.answers import COLUMNS, ITEMS, SIDES, Answer, read_answers, save_answer
-from medqdm.review.study.files import (
+from medqdm.review.table import mend
+from studies.reader_study.answers import COLUMNS, ITEMS, SIDES, Answer, read_answers, save_answer
+from studies.reader_study.files import (
     IMAGES,
     RATINGS_FILE,
     Reader,
@@ -23,16 +24,12 @@ from medqdm.review.study.files import (
     open_image,
     read_study,
 )
-from medqdm.review.table import mend
 
 NOTICE = "One or both images may be synthetic: research use, not for diagnosis"
 MARK = "MAY BE SYNTHETIC"
-_PAGE = {
-    "": "study.html",
-    **{
-        name: name
-        for name in ("style.css", "study.css", "study.js", "panel.js", "paint.js", "loader.js")
-    },
+_PAGE = {  # file to the package that has it; the review's own parts are used as they are
+    **dict.fromkeys(("study.html", "study.css", "study.js"), "studies.reader_study"),
+    **dict.fromkeys(("style.css", "panel.js", "paint.js", "loader.js"), "medqdm.review"),
 }
 _FROM_PAGE = ("preference", *ITEMS, "seconds", "window", "comment")
 
@@ -115,8 +112,9 @@ class _Reading:
 
     def answer(self, path: str) -> Page:
         """The body and headers of a page, of ``state.json`` or of a slice."""
-        if path in _PAGE:
-            return page_file(_PAGE[path])
+        name = path or "study.html"
+        if name in _PAGE:
+            return page_file(name, _PAGE[name])
         if path == "state.json":
             return as_json(self._state())
         match path.split("/"):

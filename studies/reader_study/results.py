@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from medqdm.io.whole import whole_file
-from medqdm.review.study.analysis import Pair, Results
-from medqdm.review.study.statistics import LEAST_PATIENTS, Interval
+from studies.reader_study.analysis import Pair, Results
+from studies.reader_study.statistics import LEAST_PATIENTS, Interval
 
 RESULTS_FILE = "results"
 LEAST_FOR_RANKS = 8  # 4 * 2 / 2**8 < 0.05: four scores, two sides, all patients alike

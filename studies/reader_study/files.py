@@ -127,7 +127,7 @@ def _read(path: Path, kind: type[Record]) -> Record:
         return kind.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
         raise MedQDMError(
-            f"{path}: must be a file that medqdm study wrote, got {type(error).__name__} on "
+            f"{path}: must be a file that the study command wrote, got {type(error).__name__} on "
             "reading it; check the folder"
         ) from None
 
@@ -156,7 +156,7 @@ def open_image(folder: Path, name: str, case: Case) -> NDArray[np.int16]:
             raise ValueError(stack.shape)
     except (OSError, ValueError, EOFError) as error:
         raise MedQDMError(
-            f"study: images must be as medqdm study wrote them, got {type(error).__name__} on "
+            f"study: images must be as the study command wrote them, got {type(error).__name__} on "
             "reading one; make the study again"
         ) from None
     return stack

@@ -12,7 +12,8 @@ from medqdm.errors import MedQDMError
 from medqdm.io.whole import check_folder, check_room, whole_folder
 from medqdm.picture import orientation_letters, upsample_bicubic
 from medqdm.review.series import Review
-from medqdm.review.study.files import (
+from medqdm.version import __version__
+from studies.reader_study.files import (
     IMAGES,
     KEY_FILE,
     STUDY_FILE,
@@ -26,9 +27,8 @@ from medqdm.review.study.files import (
     write_image,
     write_record,
 )
-from medqdm.review.study.match import Material, find_outputs, match
-from medqdm.review.study.plan import ARMS, Pick, name_images, order_showings, pick_cases
-from medqdm.version import __version__
+from studies.reader_study.match import Material, find_outputs, match
+from studies.reader_study.plan import ARMS, Pick, name_images, order_showings, pick_cases
 
 _RANGE_HU = (-1024, 3071)  # of all arms, so that none is told by what another cannot hold
 _MOST_READERS = 1000

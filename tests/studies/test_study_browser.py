@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medqdm.review import StudyServer, make_study
-from medqdm.review.study import read_answers, read_key
+from studies.reader_study import StudyServer, make_study, read_answers, read_key
 
 UP, DOWN, LEFT, RIGHT, ENTER, ESCAPE, BACK = (
     "\ue013", "\ue015", "\ue012", "\ue014", "\ue007", "\ue00c", "\ue003",

@@ -13,17 +13,30 @@ import numpy as np
 import pytest
 from pydicom.dataset import Dataset
 
-from medqdm import cli, io
+from medqdm import io
 from medqdm.config import load_task
 from medqdm.errors import MedQDMError
 from medqdm.picture import upsample_bicubic
-from medqdm.review import StudyServer, analyse_study, make_study, tables_of, write_results
 from medqdm.review.rating import SCORES
-from medqdm.review.study import PAIRS, Answer, read_answers, read_key, read_study, save_answer
-from medqdm.review.study.build import _patients
-from medqdm.review.study.match import Material, match
-from medqdm.review.study.plan import ARMS, Showing, order_showings, pick_cases
-from medqdm.review.study.statistics import (
+from studies.command import run
+from studies.reader_study import (
+    PAIRS,
+    Answer,
+    StudyServer,
+    analyse_study,
+    make_study,
+    read_answers,
+    read_key,
+    read_study,
+    save_answer,
+    tables_of,
+    write_results,
+)
+from studies.reader_study.__main__ import app
+from studies.reader_study.build import _patients
+from studies.reader_study.match import Material, match
+from studies.reader_study.plan import ARMS, Showing, order_showings, pick_cases
+from studies.reader_study.statistics import (
     clustered_share,
     ordinal_alpha,
     over_patients,
@@ -279,7 +292,7 @@ class TestFolder:
     @pytest.mark.parametrize("content", ["", "{}", '{"study": 1}'])
     def test_a_damaged_study_is_told_in_one_line(self, study, content):
         (study / "study.json").write_text(content)
-        with pytest.raises(MedQDMError, match=r"study.json: must be a file that medqdm study"):
+        with pytest.raises(MedQDMError, match=r"study.json: must be a file that the study command"):
             StudyServer(study)
 
 
@@ -437,7 +450,7 @@ class TestAnalysis:
         with pytest.raises(MedQDMError, match="must have answers, got none"):
             analyse_study(study)
         (study / "key.json").unlink()
-        with pytest.raises(MedQDMError, match=r"key.json: must be a file that medqdm study"):
+        with pytest.raises(MedQDMError, match=r"key.json: must be a file that the study command"):
             analyse_study(study)
 
 
@@ -551,7 +564,7 @@ class TestCommand:
         [
             (["{root}/enhanced"], "--source: must hold the series"),
             (["{root}/sources", "--source", "{root}/sources"], "or hold some, got none"),
-            (["{root}", "--analyse"], "study.json: must be a file that medqdm study wrote"),
+            (["{root}", "--analyse"], "study.json: must be a file that the study command wrote"),
             (["{root}/enhanced", "--source", "{root}/sources", "--slice-axis", "2", "--cases", "1"],
              "--cases: must be 2"),
         ],
@@ -560,27 +573,27 @@ class TestCommand:
         self, exams, tmp_path, arguments, message, monkeypatch, capsys
     ):
         filled = [argument.format(root=exams) for argument in arguments]
-        command = ["medqdm", "study", *filled, "--out", str(tmp_path / "study")]
+        command = ["reader_study", *filled, "--out", str(tmp_path / "study")]
         monkeypatch.setattr(sys, "argv", [*command, "--no-browser"])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            run(app)
         error = capsys.readouterr().err
         assert ended.value.code == 2
         assert message in error
         assert len(error.splitlines()) == 1
 
     def test_a_study_that_is_there_goes_on_as_it_was_made(self, study, monkeypatch, capsys):
-        monkeypatch.setattr(sys, "argv", ["medqdm", "study", str(study), "--seed", "3"])
+        monkeypatch.setattr(sys, "argv", ["reader_study", str(study), "--seed", "3"])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            run(app)
         assert ended.value.code == 2
         assert "must go on as it was made" in capsys.readouterr().err
 
     def test_analyse_prints_the_tables(self, study, monkeypatch, capsys):
         answer_all(study, lambda _reader, _case, _arms: "enhanced")
-        monkeypatch.setattr(sys, "argv", ["medqdm", "study", str(study), "--analyse"])
+        monkeypatch.setattr(sys, "argv", ["reader_study", str(study), "--analyse"])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            run(app)
         assert ended.value.code == 0
         printed = capsys.readouterr().out
         for text in ("Preference", "Agreement between readers", "results.md", "if independent",

@@ -129,6 +129,6 @@ def _parsed(path: Path, number: int, row: list[str]) -> Answer:
         return Answer(**{name: _NUMBERS.get(name, str)(cell) for name, cell in cells.items()})
     except ValueError:
         raise MedQDMError(
-            f"{path}: line {number} must be an answer as medqdm study saved it, got {len(row)} "
+            f"{path}: line {number} must be an answer as the study saved it, got {len(row)} "
             "cells that do not fit; repair or delete the line"
         ) from None

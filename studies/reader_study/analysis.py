@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from medqdm.errors import MedQDMError
 from medqdm.review.rating import SCORES
-from medqdm.review.study.answers import SIDES, Answer, read_answers
-from medqdm.review.study.files import RATINGS_FILE, Key, read_key, read_study
-from medqdm.review.study.statistics import (
+from studies.reader_study.answers import SIDES, Answer, read_answers
+from studies.reader_study.files import RATINGS_FILE, Key, read_key, read_study
+from studies.reader_study.statistics import (
     Interval,
     clustered_share,
     holm,
