@@ -1,19 +1,34 @@
 """Against: other weights that stand beside the model in one evaluation, rivals among them."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from medqdm.config import Task
 from medqdm.enhancer import Enhancer
 from medqdm.errors import MedQDMError
 from medqdm.evaluate.methods import Model
-from medqdm.evaluate.rows import Row
 from medqdm.rivals import open_any
 
 _WEIGHTS = "weights="
 
 
-def parse_against(text: str) -> Row:
+@dataclass(frozen=True)
+class Other:
+    """Other weights.
+
+    Args:
+        name: their row in the tables.
+        weights: their file.
+        settings: ``key=value`` changes to the task that they carry.
+    """
+
+    name: str
+    weights: Path
+    settings: tuple[str, ...] = ()
+
+
+def parse_against(text: str) -> Other:
     """What stands behind one ``--against``.
 
     Args:
@@ -33,7 +48,7 @@ def parse_against(text: str) -> Row:
         path = Path(text)
         run = path.resolve().parent.name
         name = run if path.name == "weights.safetensors" and run else path.stem
-        return Row(name, name, weights=path)
+        return Other(name, path)
     words = rest.split()
     files = [Path(w.removeprefix(_WEIGHTS)) for w in words if w.startswith(_WEIGHTS)]
     if not name.strip() or len(files) != 1 or not all("=" in word for word in words):
@@ -42,7 +57,7 @@ def parse_against(text: str) -> Row:
             "for example 'dense: weights=runs/dense/weights.safetensors quadtree.threshold=0'"
         )
     settings = tuple(word for word in words if not word.startswith(_WEIGHTS))
-    return Row(name.strip(), name.strip(), settings, files[0])
+    return Other(name.strip(), files[0], settings)
 
 
 def open_against(texts: Sequence[str], task: Task, *, device: str, seed: int) -> list[Model]:
@@ -58,16 +73,15 @@ def open_against(texts: Sequence[str], task: Task, *, device: str, seed: int) ->
         MedQDMError: a file or setting that does not fit, or weights for another kind of task.
     """
     found = []
-    for row in map(parse_against, texts):
-        assert row.weights is not None
-        opened = open_any(row.weights, row.settings)
+    for other in map(parse_against, texts):
+        opened = open_any(other.weights, other.settings)
         theirs = opened.engine.task
         if (theirs.upscale, theirs.hu_window) != (task.upscale, task.hu_window):
             raise MedQDMError(
-                f"--against {row.name}: must be for x{task.upscale} and {task.hu_window}, got "
+                f"--against {other.name}: must be for x{task.upscale} and {task.hu_window}, got "
                 f"x{theirs.upscale} and {theirs.hu_window}; compare models of one task"
             )
-        found.append(Model(Enhancer(opened, device=device, seed=seed), row.name))
+        found.append(Model(Enhancer(opened, device=device, seed=seed), other.name))
     return found
 
 

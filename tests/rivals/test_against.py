@@ -135,11 +135,3 @@ def test_damaged_rivals_are_refused(tmp_path: Path) -> None:
     path = write_edsr(tmp_path / "edsr.safetensors")
     path.write_bytes(path.read_bytes()[:-100])
     assert "must be a safetensors file, got a damaged" in refusal(str(path))
-
-
-def test_samplers_are_compared_without_others(data: Path, tmp_path: Path) -> None:
-    command = ["evaluate", "--data", str(data), "--out", str(tmp_path / "out")]
-    with pytest.raises(MedQDMError, match="must go without --against"):
-        CliRunner().invoke(
-            app, [*command, "--samplers", "default", "--against", "x"], catch_exceptions=False
-        )

@@ -7,6 +7,7 @@ import typer
 from typer.testing import CliRunner
 
 from medqdm.errors import MedQDMError
+from tests.evaluate.conftest import _one_thread, data, model  # noqa: F401  (fixtures)
 from tests.review.conftest import browser, exams  # noqa: F401  (fixtures)
 
 

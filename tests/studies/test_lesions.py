@@ -14,8 +14,11 @@ from scipy import ndimage
 from medqdm.config import load_task
 from medqdm.data import find_patients
 from medqdm.errors import MedQDMError
-from medqdm.evaluate import Disc, Interpolation, Lesions, measure_lesions, open_cases
-from medqdm.evaluate.discs import (
+from medqdm.evaluate import Interpolation
+from medqdm.picture import upsample_bicubic
+from medqdm.volume import Volume
+from studies.detectability import Disc, Lesions, measure_lesions, open_cases
+from studies.detectability.discs import (
     CONTRASTS_HU,
     DIAMETERS_MM,
     KINDS,
@@ -24,10 +27,8 @@ from medqdm.evaluate.discs import (
     place_discs,
     recovered_contrast,
 )
-from medqdm.evaluate.lesions import Case, Recovery
-from medqdm.evaluate.lesions_report import markdown, verdicts, write_lesions
-from medqdm.picture import upsample_bicubic
-from medqdm.volume import Volume
+from studies.detectability.lesions import Case, Recovery
+from studies.detectability.lesions_report import markdown, verdicts, write_lesions
 
 Image = NDArray[np.float32]
 TASK = load_task("tiny", ["slice_px=256"])

@@ -1,7 +1,7 @@
 """Samplers side by side: what they cost, their controls, the verdicts, and the report."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,15 @@ from typer.testing import CliRunner
 
 from medqdm import checkpoint, metrics
 from medqdm.build import build_autoencoder, build_qdm
-from medqdm.cli import app
 from medqdm.config import load_task
 from medqdm.degrade import DegradationParams
 from medqdm.enhancer import Enhancer
 from medqdm.errors import MedQDMError
-from medqdm.evaluate import (
+from medqdm.evaluate.run import describe
+from medqdm.picture import upsample_bicubic
+from medqdm.volume import Volume
+from medqdm.window import Window
+from studies.samplers import (
     Block,
     Comparison,
     Measured,
@@ -31,13 +34,10 @@ from medqdm.evaluate import (
     parse_rows,
     write_samplers,
 )
-from medqdm.evaluate.run import describe
-from medqdm.evaluate.samplers import score
-from medqdm.evaluate.samplers_plot import plot
-from medqdm.evaluate.samplers_report import markdown
-from medqdm.picture import upsample_bicubic
-from medqdm.volume import Volume
-from medqdm.window import Window
+from studies.samplers.__main__ import app
+from studies.samplers.samplers import score
+from studies.samplers.samplers_plot import plot
+from studies.samplers.samplers_report import markdown
 
 SETTINGS = [
     "autoencoder.latent_scale=1",
@@ -356,7 +356,7 @@ def test_the_whole_way(model: Path, data: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(
         app,
         [
-            "evaluate", "--data", str(data), "--weights", str(model), "--device", "cpu",
+            "--data", str(data), "--weights", str(model), "--device", "cpu",
             "--limit", "2", "--out", str(out), "--student", str(student),
             "--samplers", "uniform-1,student-2", "--samplers", "mine: diffusion.gamma=0.5",
         ],
@@ -401,25 +401,6 @@ def test_rows_that_do_not_fit_are_refused_before_anything_runs(
     told = refused(data, model, tmp_path / "out", samplers=[change], announce=ran.append)
     assert message in told
     assert ran == []
-
-
-def test_the_command_takes_no_masks_with_samplers(
-    data: Path, tmp_path: Path, medqdm_error: Callable[[list[str]], str]
-) -> None:
-    told = medqdm_error(
-        ["evaluate", "--data", str(data), "--samplers", "default", "--roi", str(tmp_path)]
-    )
-    assert "--samplers: must go without --roi, got it" in told
-
-
-@pytest.fixture
-def medqdm_error() -> Callable[[list[str]], str]:
-    def call(arguments: list[str]) -> str:
-        result = CliRunner().invoke(app, arguments)
-        assert isinstance(result.exception, MedQDMError)
-        return str(result.exception)
-
-    return call
 
 
 def test_an_earlier_comparison_is_replaced_only_if_asked(

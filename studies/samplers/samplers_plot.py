@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from medqdm.evaluate.samplers import AS_GOOD_DB, CHEAP_SHARE, Comparison
+from studies.samplers.samplers import AS_GOOD_DB, CHEAP_SHARE, Comparison
 
 # Okabe and Ito's palette, told apart by all eyes, and shapes beside it
 _STYLES = {

@@ -9,8 +9,8 @@ import pytest
 from medqdm.config import load_task
 from medqdm.data import prepare
 from medqdm.errors import MedQDMError
-from medqdm.evaluate import Block, open_blocks
 from medqdm.evaluate.regions import read_volume
+from studies.samplers import Block, open_blocks
 
 TASK = load_task("tiny", ["autoencoder.latent_scale=1"])
 NO_NOISE = [

@@ -9,10 +9,10 @@ from typing import Any
 from medqdm import metrics, picture
 from medqdm.evaluate.document import plain_json, table
 from medqdm.evaluate.intervals import MIN_BOOTSTRAP, Interval, interval
-from medqdm.evaluate.rows import REFERENCE
-from medqdm.evaluate.samplers import AS_GOOD_DB, CHEAP_SHARE, Comparison, Measured, Trial
-from medqdm.evaluate.samplers_plot import plot
 from medqdm.io.whole import whole_folder
+from studies.samplers.rows import REFERENCE
+from studies.samplers.samplers import AS_GOOD_DB, CHEAP_SHARE, Comparison, Measured, Trial
+from studies.samplers.samplers_plot import plot
 
 MARKER = "samplers.json"
 _COLUMNS = {

@@ -21,7 +21,9 @@ from medqdm.config import Task, override
 from medqdm.data.samples import FixedSlices
 from medqdm.data.slices import Patient, sample_seed, spread
 from medqdm.errors import MedQDMError
-from medqdm.evaluate.discs import (
+from medqdm.evaluate.intervals import Interval, interval
+from medqdm.evaluate.methods import Method, enhance_one
+from studies.detectability.discs import (
     KINDS,
     Disc,
     Kind,
@@ -31,8 +33,6 @@ from medqdm.evaluate.discs import (
     place_discs,
     recovered_contrast,
 )
-from medqdm.evaluate.intervals import Interval, interval
-from medqdm.evaluate.methods import Method, enhance_one
 
 Image = NDArray[np.float32]
 Value = Literal["recovered", "visibility"]

@@ -11,12 +11,12 @@ from matplotlib.figure import Figure
 from scipy import ndimage
 
 from medqdm import picture
-from medqdm.evaluate import discs, lesions
-from medqdm.evaluate.discs import CONTRASTS_HU, DIAMETERS_MM, KINDS, Kind
 from medqdm.evaluate.document import COLOURS, MARKERS, cell, heading, table, write_document
-from medqdm.evaluate.knob import row_name
-from medqdm.evaluate.lesions import BY_THE_DISCS, Lesions
 from medqdm.window import Window
+from studies.detectability import discs, lesions
+from studies.detectability.discs import CONTRASTS_HU, DIAMETERS_MM, KINDS, Kind
+from studies.detectability.lesions import BY_THE_DISCS, Lesions
+from studies.thresholds.sweep import row_name
 
 NAME = "lesions"
 DENSE = row_name(0.0)

@@ -22,12 +22,12 @@ from medqdm.diffusion.sampler import Noise
 from medqdm.engine import Engine
 from medqdm.enhancer import Enhancer
 from medqdm.errors import MedQDMError
-from medqdm.evaluate.blocks import Block
 from medqdm.evaluate.intervals import Interval, interval
-from medqdm.evaluate.rows import BICUBIC, REFERENCE, Row, uniform_row
 from medqdm.evaluate.run import describe
 from medqdm.picture import upsample_bicubic
 from medqdm.sampling import random_scores
+from studies.samplers.blocks import Block
+from studies.samplers.rows import BICUBIC, REFERENCE, Row, uniform_row
 
 Image = NDArray[np.float32]
 Counts = dict[str, Tensor]  # an LR tile -> regions that ran at each step

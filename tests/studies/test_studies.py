@@ -1,4 +1,4 @@
-"""Thresholds, lesions, budget and degradations, from the command to the files."""
+"""Thresholds, lesions and the error decomposition, from the command to the files."""
 
 import json
 import re
@@ -6,23 +6,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 from typer.testing import CliRunner
 
-from medqdm import checkpoint, io, metrics
-from medqdm.build import build_autoencoder, build_qdm
-from medqdm.cli import app
+from medqdm import io, metrics
 from medqdm.config import load_task
 from medqdm.data import Pair, prepare
 from medqdm.enhancer import Enhancer
 from medqdm.errors import MedQDMError
-from medqdm.evaluate import Evaluation, measure_budget, parse_thresholds
-from medqdm.evaluate.budget import (
+from medqdm.evaluate import Evaluation
+from medqdm.evaluate.methods import enhance_one
+from medqdm.loading import bundled_weights
+from studies.detectability.__main__ import app as detectability
+from studies.error_decomposition import measure_budget
+from studies.error_decomposition.__main__ import app as error
+from studies.error_decomposition.budget import (
     BICUBIC,
     DENSE,
     DRAW,
@@ -39,71 +40,26 @@ from medqdm.evaluate.budget import (
     stages,
     true_until,
 )
-from medqdm.evaluate.budget_report import losses, markdown
-from medqdm.evaluate.methods import enhance_one
-from medqdm.loading import bundled_weights
+from studies.error_decomposition.budget_report import losses, markdown
+from studies.thresholds import parse_thresholds
+from studies.thresholds.__main__ import app as thresholds
 
 Image = NDArray[np.float32]
 HR_SLICES = Path(__file__).parent.parent / "data" / "hr-slices"
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model of 2 x 2 windows that draws something, if nothing good."""
-    task = load_task(
-        "tiny",
-        [
-            "autoencoder.latent_scale=1",
-            "slice_px=128",
-            "diffusion.sampling_steps=2",
-            "transformer.packing=tokens",
-        ],
-    )
-    torch.manual_seed(0)
-    qdm = build_qdm(task)
-    with torch.no_grad():
-        for parameter in qdm.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    path = tmp_path_factory.mktemp("model") / "weights.safetensors"
-    checkpoint.save(
-        path,
-        task=task,
-        autoencoder_state=build_autoencoder(task).state_dict(),
-        qdm_state=qdm.state_dict(),
-        record={},
-        dtype="float32",
-    )
-    return path
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two patients of two slices: soft tissue, one side of it noisy, in air."""
-    folder = tmp_path_factory.mktemp("data")
-    random = np.random.default_rng(0)
-    y, x = np.mgrid[:128, :128] - 63.5
-    for name in ("a", "b"):
-        hu = np.full((2, 128, 128), -1000.0)
-        hu[:, np.hypot(y, x) < 60] = 40
-        hu += random.normal(0, 10, hu.shape)
-        hu[:, 30:98, 70:110] += random.normal(0, 100, (2, 68, 40))
-        affine = np.diag([-0.7, -0.7, 3.0, 1.0])
-        image = nibabel.Nifti1Image(hu.transpose(2, 1, 0).astype(np.int16), affine)
-        nibabel.save(image, folder / f"{name}.nii.gz")
-    return folder
-
-
 Command = Callable[..., str]
+APPS = {"thresholds": thresholds, "detectability": detectability, "error": error}
 
 
 @pytest.fixture
 def command(model: Path, data: Path, tmp_path: Path) -> Command:
-    """``medqdm evaluate`` of the tiny model; the output's text, or the error's."""
+    """A study of the tiny model; the output's text, or the error's."""
 
-    def call(*arguments: str, on: Path = data) -> str:
+    def call(study: str, *arguments: str, on: Path = data) -> str:
         result = CliRunner().invoke(
-            app,
-            ["evaluate", "--data", str(on), "--weights", str(model), "--device", "cpu",
+            APPS[study],
+            ["--data", str(on), "--weights", str(model), "--device", "cpu",
              "--out", str(tmp_path / "out"), *arguments],
         )  # fmt: skip
         if isinstance(result.exception, MedQDMError):
@@ -132,7 +88,7 @@ def test_thresholds_are_rising_numbers() -> None:
 def test_a_higher_threshold_runs_fewer_tokens_and_all_rows_are_there(
     command: Command, tmp_path: Path
 ) -> None:
-    told = command("--thresholds", "0,0.1,2")
+    told = command("thresholds", "--thresholds", "0,0.1,2")
     assert "thresholds.md" in told
     files = ["thresholds.json", "thresholds.md", "thresholds.png"]
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == files
@@ -155,7 +111,7 @@ def test_a_higher_threshold_runs_fewer_tokens_and_all_rows_are_there(
 
 
 def test_lesions_are_looked_for_at_each_threshold(command: Command, tmp_path: Path) -> None:
-    told = command("--lesions", "--thresholds", "0", "--degradation", "clean")
+    told = command("detectability", "--thresholds", "0", "--degradation", "clean")
     assert "- No verdict: of no kind does bicubic show 3 discs" in told  # so few slices
     files = ["discs.png", "lesions.json", "lesions.md", "lesions.png"]
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == files
@@ -172,9 +128,8 @@ def test_lesions_of_a_prepared_set_are_refused(
 ) -> None:
     task = load_task("tiny", ["slice_px=128"])
     prepare(task, data, tmp_path / "set")
-    assert "must be a folder of volumes for --lesions" in command("--lesions", on=tmp_path / "set")
-    told = command("--degradation", "clean", on=tmp_path / "set")
-    assert "--degradation clean, got a prepared set" in told
+    told = command("detectability", on=tmp_path / "set")
+    assert "must be a folder of volumes for lesions" in told
 
 
 # budget
@@ -290,7 +245,7 @@ def test_tiles_meet_near_the_middle_and_change_little_elsewhere(
 
 
 def test_the_budget_is_written(command: Command, tmp_path: Path) -> None:
-    told = command("--budget", "--limit", "2", "--degradation", "clean")
+    told = command("error", "--limit", "2", "--degradation", "clean")
     assert "true latent everywhere" in told
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["budget.json", "budget.md"]
     results = read(tmp_path / "out" / "budget.json")
@@ -302,48 +257,17 @@ def test_the_budget_is_written(command: Command, tmp_path: Path) -> None:
         assert title in text
 
 
-# degradations
-
-
-def test_all_degradations_are_reported_side_by_side(command: Command, tmp_path: Path) -> None:
-    told = command("--degradation", "all", "--limit", "2", "--mean", "2")
-    assert "paper-train" in told
-    out = tmp_path / "out"
-    names = ["clean", "paper-test", "paper-train"]
-    assert sorted(p.name for p in out.iterdir()) == [*names, "results.json", "results.md"]
-    drawn = [read(out / name / "results.json") for name in names]
-    assert [d["data"]["degradation"]["poisson_scale"] for d in drawn] == [
-        [0, 0], [0.05, 0.3], [0.05, 3],
-    ]  # fmt: skip
-    measured = drawn[0]["regions"]["whole"]["mean"]
-    assert measured["mean of 2"]["variance_hu2"]["mean"] >= 0
-    text = (out / "clean" / "results.md").read_text("utf-8")
-    assert "## Deviation over draws" in text
-    assert "| mean of 2 | whole |" in text
-    summary = read(out / "results.json")["degradations"]
-    assert summary["clean"]["regions"] == drawn[0]["regions"]
-    text = (out / "results.md").read_text("utf-8")
-    assert len(re.findall(r"^\| paper-test \|", text, flags=re.MULTILINE)) == 4
-    bicubic = [
-        read(out / name / "results.json")["regions"]["whole"]["mean"]["bicubic"]["psnr_db"]["mean"]
-        for name in names
-    ]
-    assert bicubic[0] == max(bicubic)
-
-
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("name", "arguments", "message"),
     [
-        (["--budget", "--lesions"], "one study at a time, got --lesions and --budget"),
-        (["--budget", "--lpips", "--mean", "3"], "--budget: must go without --lpips and --mean"),
-        (["--thresholds", "0,x"], "--thresholds: must be numbers from 0 to 2"),
-        (["--lesions", "--degradation", "all"], "--degradation must be one preset, got all"),
+        ("thresholds", ["--thresholds", "0,x"], "--thresholds: must be numbers from 0 to 2"),
+        ("detectability", ["--degradation", "all"], "--degradation: must be one preset, got all"),
     ],
 )
-def test_what_does_not_go_together_is_refused_in_one_line(
-    arguments: list[str], message: str, command: Command, tmp_path: Path
+def test_what_does_not_fit_is_refused_in_one_line(
+    name: str, arguments: list[str], message: str, command: Command, tmp_path: Path
 ) -> None:
-    told = command(*arguments)
+    told = command(name, *arguments)
     assert message in told
     assert "\n" not in told
     assert not (tmp_path / "out").exists()

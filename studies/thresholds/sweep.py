@@ -24,9 +24,9 @@ from medqdm.evaluate.document import (
 from medqdm.evaluate.evaluation import Evaluation
 from medqdm.evaluate.methods import BASELINES, Model
 from medqdm.evaluate.report import results
-from medqdm.evaluate.samplers import Watch
 from medqdm.evaluate.truth import BODY, FLAT, WHOLE
 from medqdm.volume import Volume
+from studies.samplers.samplers import Watch
 
 Image = NDArray[np.float32]
 NAME = "thresholds"

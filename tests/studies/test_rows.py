@@ -6,7 +6,7 @@ import pytest
 
 from medqdm.config import load_task, override
 from medqdm.errors import MedQDMError
-from medqdm.evaluate import default_rows, parse_rows
+from studies.samplers import default_rows, parse_rows
 
 
 def names(*texts: str, num_steps: int = 15, students: tuple[Path, ...] = ()) -> list[str]:

@@ -4,17 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from medqdm.evaluate.budget import (
-    BICUBIC,
-    DENSE,
-    IN_TILES,
-    MODEL,
-    NO_TRANSFORMER,
-    STAGES,
-    TRUE_EVERYWHERE,
-    TRUE_REFINED,
-    TRUE_UNREFINED,
-)
 from medqdm.evaluate.detail import RATIOS
 from medqdm.evaluate.document import (
     UNITS_ARE_PATIENTS,
@@ -28,6 +17,17 @@ from medqdm.evaluate.document import (
 from medqdm.evaluate.evaluation import Evaluation
 from medqdm.evaluate.report import results
 from medqdm.evaluate.truth import BODY, WHOLE
+from studies.error_decomposition.budget import (
+    BICUBIC,
+    DENSE,
+    IN_TILES,
+    MODEL,
+    NO_TRANSFORMER,
+    STAGES,
+    TRUE_EVERYWHERE,
+    TRUE_REFINED,
+    TRUE_UNREFINED,
+)
 
 NAME = "budget"
 LOSSES = (
