@@ -14,7 +14,7 @@ from medqdm.build import build_autoencoder, build_qdm
 from medqdm.config import CONFIGS, Task, load_task, override, parse_task, task_names
 from medqdm.config.size import count_weights
 from medqdm.errors import MedQDMError
-from medqdm.rivals.weights import build_edsr, build_unet
+from studies.baselines.weights import build_edsr, build_unet
 
 
 @pytest.mark.parametrize("name", task_names())

@@ -26,7 +26,6 @@ for command in (
     train.distill,
     train.train_gain,
     train.train_spread,
-    train.train_rival,
     train.prepare,
     evaluate.evaluate,
     look.info,

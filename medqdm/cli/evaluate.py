@@ -42,14 +42,6 @@ def evaluate(  # noqa: PLR0913, PLR0917  (one option each)
     use_lpips: Annotated[
         bool, typer.Option("--lpips", help="LPIPS too (needs its weights).")
     ] = False,
-    against: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option(
-            metavar="FILE",
-            help="Other weights beside the model, or 'NAME: weights=FILE KEY=VALUE ...'; "
-            "repeatable.",
-        ),
-    ] = None,
     mean: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option("--mean", min=2, metavar="N", help="The mean of N draws too."),
@@ -63,7 +55,7 @@ def evaluate(  # noqa: PLR0913, PLR0917  (one option each)
 ) -> None:
     """Measure a model on volumes (or a prepared set), beside bicubic and Lanczos."""
     end_cleanly_on_sigterm()
-    _evaluate_weights(
+    measure_and_show(
         data,
         out,
         degradation,
@@ -74,16 +66,23 @@ def evaluate(  # noqa: PLR0913, PLR0917  (one option each)
         limit=limit,
         roi=roi,
         use_lpips=use_lpips,
-        against=against or (),
         mean=mean,
         settings=settings or (),
         overwrite=overwrite,
     )
 
 
-def _evaluate_weights(
+def measure_and_show(
     data: Path, out: Path, degradation: Degradation | None, **options: Any
 ) -> None:
+    """Measure a model and show its scores.
+
+    Args:
+        data: folder of volumes, or a prepared set.
+        out: output folder.
+        degradation: a preset instead of the task's own, or all.
+        **options: others of ``evaluate_weights``.
+    """
     from medqdm.evaluate import evaluate_degradations, evaluate_weights
 
     options["track"] = lambda pairs, total: progress(pairs, total, "slices")

@@ -4,14 +4,13 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from medqdm.config import DEGRADATIONS
+from medqdm.config import DEGRADATIONS, Task
 from medqdm.data import Pair, is_prepared
 from medqdm.errors import MedQDMError
 from medqdm.evaluate import report
-from medqdm.evaluate.against import describe_against, open_against
 from medqdm.evaluate.document import marker, write_texts
 from medqdm.evaluate.evaluation import Evaluation
-from medqdm.evaluate.methods import Model
+from medqdm.evaluate.methods import Method, Model
 from medqdm.evaluate.regions import RoiFolder
 from medqdm.evaluate.report import write_report
 from medqdm.evaluate.run import describe_data, evaluate, open_pairs
@@ -20,6 +19,7 @@ from medqdm.loading import ModelOptions, load_enhancer
 from medqdm.models.perceptual import load_perceptual
 
 Track = Callable[[Iterable[Pair], int], Iterable[Pair]]
+Others = Callable[[Task], tuple[Sequence[Method], dict[str, str]]]
 
 
 def evaluate_weights(  # noqa: PLR0913  (all by keyword but two)
@@ -33,7 +33,7 @@ def evaluate_weights(  # noqa: PLR0913  (all by keyword but two)
     limit: int | None = None,
     roi: str | Path | None = None,
     use_lpips: bool = False,
-    against: Sequence[str] = (),
+    others: Others = lambda _task: ((), {}),
     mean: int | None = None,
     degradation: str | None = None,
     settings: Sequence[str] = (),
@@ -52,7 +52,8 @@ def evaluate_weights(  # noqa: PLR0913  (all by keyword but two)
         limit: slices at the most, spread over the patients.
         roi: folder of masks, one file per patient.
         use_lpips: LPIPS too; needs its weights.
-        against: other weights, rivals' or not, to stand beside it, see ``parse_against``.
+        others: from the model's task, further methods for the tables, and lines on them for the
+            report.
         mean: draws of each slice, whose mean is one more row.
         degradation: name of a preset instead of the task's ``test_degradation``.
         settings: ``key=value`` changes to the task that the weights carry.
@@ -74,18 +75,18 @@ def evaluate_weights(  # noqa: PLR0913  (all by keyword but two)
     )
     enhancer = load_enhancer(**model)
     rois = RoiFolder(Path(roi), data, enhancer.task.slice_px) if roi else None
-    others = open_against(against, enhancer.task, device=device, seed=seed)
+    methods, lines = others(enhancer.task)
     means = []
     if mean is not None:
         model["mean"] = mean
         means.append(Model(load_enhancer(**model), f"mean of {mean}"))
     pairs, total = open_pairs(enhancer.task, data, limit=limit, seed=seed)
     found = evaluate(
-        enhancer, track(pairs, total), others=[*means, *others], rois=rois, lpips=lpips
+        enhancer, track(pairs, total), others=[*means, *methods], rois=rois, lpips=lpips
     )
     about = {
         **describe_data(enhancer.task, data, limit=limit, seed=seed),
-        **describe_against(others),
+        **lines,
     }
     write_report(found, out, about=about, overwrite=overwrite)
     return found

@@ -7,12 +7,12 @@ from typing import Unpack
 from medqdm.config import override
 from medqdm.data import find_patients, is_prepared
 from medqdm.errors import MedQDMError
-from medqdm.evaluate.against import open_against
 from medqdm.evaluate.methods import BASELINES, Interpolation, Model
 from medqdm.evaluate.run import describe
+from studies.baselines.against import open_against
+from studies.common import Study, StudyOptions
 from studies.detectability import lesions, lesions_report
 from studies.detectability.lesions import Case, Lesions
-from studies.setup import Study, StudyOptions
 from studies.thresholds import sweep
 from studies.thresholds.sweep import row_name
 

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Unpack
 
 from medqdm.evaluate.evaluation import Evaluation
+from studies.common import Study, StudyOptions, TrackPairs
 from studies.error_decomposition import budget, budget_report
-from studies.setup import Study, StudyOptions, TrackPairs
 
 
 def study_budget(

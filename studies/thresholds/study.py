@@ -7,7 +7,7 @@ from typing import Unpack
 from medqdm.evaluate.evaluation import Evaluation
 from medqdm.evaluate.methods import BASELINES, Interpolation
 from medqdm.evaluate.run import describe, measure
-from studies.setup import Study, StudyOptions, TrackPairs
+from studies.common import Study, StudyOptions, TrackPairs
 from studies.thresholds import sweep
 from studies.thresholds.sweep import CountedModel, row_name
 

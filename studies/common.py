@@ -1,4 +1,4 @@
-"""Setup: the options that most studies have, and what they do with them."""
+"""Common: the options that most studies have, and what they do with them."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path

@@ -16,7 +16,7 @@ from medqdm.engine import Drawn, Engine
 from medqdm.errors import MedQDMError
 from medqdm.networks import Image
 from medqdm.opened import Opened, open_engine
-from medqdm.rivals.networks import EDSR, LatentUNet
+from studies.baselines.networks import EDSR, LatentUNet
 
 
 class Regression(nn.Module):

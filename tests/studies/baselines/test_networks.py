@@ -12,9 +12,9 @@ from medqdm.config import ResShiftSection, Task, override
 from medqdm.enhancer import Enhancer
 from medqdm.errors import MedQDMError
 from medqdm.picture import upsample_bicubic
-from medqdm.rivals import open_any, rival_task
-from medqdm.rivals.networks import EDSR, LatentUNet
-from medqdm.rivals.weights import build_edsr, build_unet, resshift_engine, save
+from studies.baselines import open_any, rival_task
+from studies.baselines.networks import EDSR, LatentUNet
+from studies.baselines.weights import build_edsr, build_unet, resshift_engine, save
 
 SMALL_EDSR = ("rival.width=8", "rival.blocks=2")
 SMALL_UNET = ("rival.channels=[32, 32]", "autoencoder.latent_scale=1")

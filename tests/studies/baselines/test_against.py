@@ -8,13 +8,14 @@ from typer.testing import CliRunner
 
 from medqdm import checkpoint
 from medqdm.build import build_autoencoder, build_qdm
-from medqdm.cli import app
 from medqdm.config import Task, load_task
 from medqdm.errors import MedQDMError
-from medqdm.evaluate import evaluate_weights
-from medqdm.evaluate.against import describe_against, open_against, parse_against
-from medqdm.rivals import rival_task
-from medqdm.rivals.weights import build_edsr, build_unet, resshift_engine, save
+from medqdm.evaluate import Model, evaluate_weights
+from medqdm.evaluate.api import Others
+from studies.baselines import rival_task
+from studies.baselines.__main__ import app
+from studies.baselines.against import describe_against, open_against, parse_against
+from studies.baselines.weights import build_edsr, build_unet, resshift_engine, save
 
 TINY = load_task("tiny")
 
@@ -34,6 +35,14 @@ def write_resshift(path: Path) -> Path:
     return path
 
 
+def beside(path: Path) -> Others:
+    def others(task: Task) -> tuple[list[Model], dict[str, str]]:
+        methods = open_against([str(path)], task, device="cpu", seed=0)
+        return methods, describe_against(methods)
+
+    return others
+
+
 def refusal(text: str, task: Task = TINY) -> str:
     with pytest.raises(MedQDMError) as caught:
         open_against([text], task, device="cpu", seed=0)
@@ -49,7 +58,7 @@ def test_a_rival_is_trained_and_evaluated_by_two_commands(
     short += ["rival.width=8", "rival.blocks=1", "training.validation_slices=1"]
     short += ["training.regression={steps: 2, batch_size: 2}", "training.accelerator=cpu"]
     short += ["training.validate_every=2"]
-    command = ["train-rival", "edsr", "--task", "tiny", "--data", str(data), "--out", str(run)]
+    command = ["train", "edsr", "--task", "tiny", "--data", str(data), "--out", str(run)]
     done = CliRunner().invoke(app, [*command, *(x for s in short for x in ("--set", s))])
     assert done.exit_code == 0, done.output
     unet = write_resshift(tmp_path / "unet.safetensors")
@@ -81,9 +90,9 @@ def test_a_rival_is_trained_and_evaluated_by_two_commands(
 def test_an_untrained_edsr_scores_as_bicubic_and_says_how_long_it_was_trained(
     data: Path, weights: Path, tmp_path: Path
 ) -> None:
-    rival = write_edsr(tmp_path / "edsr.safetensors")
+    rival = write_edsr(tmp_path / "edsr.safetensors", "diffusion.conserve_hu=false")
     found = evaluate_weights(
-        data, tmp_path / "out", weights=weights, device="cpu", limit=2, against=[str(rival)]
+        data, tmp_path / "out", weights=weights, device="cpu", limit=2, others=beside(rival)
     )
     for metric in ("psnr_db", "ssim"):
         one, other = (found.mean(metric, name) for name in ("edsr", "bicubic"))
@@ -135,3 +144,10 @@ def test_damaged_rivals_are_refused(tmp_path: Path) -> None:
     path = write_edsr(tmp_path / "edsr.safetensors")
     path.write_bytes(path.read_bytes()[:-100])
     assert "must be a safetensors file, got a damaged" in refusal(str(path))
+
+
+@pytest.mark.parametrize("number", ["1" + 19 * "0", 400 * "9", "-1", "inf", "nan"])
+def test_huge_numbers_are_refused(refused, data: Path, tmp_path: Path, number: str) -> None:
+    arguments = ("train", "edsr", "--task", "tiny", "--data", data, "--out", tmp_path / "out")
+    assert refused(app, *arguments, f"--minutes={number}")
+    assert not (tmp_path / "out").exists()

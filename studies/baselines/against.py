@@ -8,7 +8,7 @@ from medqdm.config import Task
 from medqdm.enhancer import Enhancer
 from medqdm.errors import MedQDMError
 from medqdm.evaluate.methods import Model
-from medqdm.rivals import open_any
+from studies.baselines import open_any
 
 _WEIGHTS = "weights="
 

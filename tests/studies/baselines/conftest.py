@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from medqdm.config import Task
-from medqdm.rivals import rival_task
+from studies.baselines import rival_task
 
 SHORT = (
     "training.regression={steps: 4, batch_size: 2, crop_px: 32}",

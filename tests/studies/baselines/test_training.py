@@ -22,14 +22,14 @@ from medqdm.config import (
 )
 from medqdm.enhancer import Enhancer
 from medqdm.errors import MedQDMError
-from medqdm.rivals import open_any, rival_task, train_rival
-from medqdm.rivals.training import RegressionModule
 from medqdm.training.clock import Clock
 from medqdm.training.diffusion import DiffusionModule
 from medqdm.training.optimizer import RateFactor
 from medqdm.training.run import train
+from studies.baselines import open_any, rival_task, train_rival
+from studies.baselines.training import RegressionModule
 
-SLICES = Path(__file__).parents[1] / "data" / "hr-slices"
+SLICES = Path(__file__).parents[2] / "data" / "hr-slices"
 
 
 def read_curve(run: Path) -> list[dict[str, float]]:
@@ -310,8 +310,12 @@ def test_minutes_end_a_model_s_own_stages_too(
 
 def documented() -> dict[str, list[str]]:
     """Run folder to ``--set`` settings of each command of docs/rivals.md that trains."""
-    text = (Path(__file__).parents[2] / "docs" / "rivals.md").read_text(encoding="utf-8")
-    commands = re.findall(r"^\$ (medqdm train.*?[^\\])$", text, flags=re.MULTILINE | re.DOTALL)
+    text = (Path(__file__).parents[3] / "docs" / "rivals.md").read_text(encoding="utf-8")
+    commands = re.findall(
+        r"^\$ ((?:medqdm|python -m studies.baselines) train.*?[^\\])$",
+        text,
+        flags=re.MULTILINE | re.DOTALL,
+    )
     found = {}
     for command in commands:
         (out,) = re.findall(r"--out runs/(\S+)", command)
@@ -332,7 +336,7 @@ def test_every_documented_setting_is_one() -> None:
 
 
 def test_a_rival_s_own_task_keeps_its_network() -> None:
-    trained = Path(__file__).parents[2] / "docs" / "training" / "rivals" / "edsr-wide-sr4.yaml"
+    trained = Path(__file__).parents[3] / "docs" / "training" / "rivals" / "edsr-wide-sr4.yaml"
     assert rival_task("edsr", trained).rival == EDSRSection(width=128, blocks=23)
     assert rival_task("edsr", trained, ["rival.blocks=2"]).rival == EDSRSection(width=128, blocks=2)
     assert isinstance(rival_task("resshift", trained).rival, ResShiftSection)

@@ -12,8 +12,6 @@ from medqdm.config import EDSRSection, ResShiftSection, Task, load_task, overrid
 from medqdm.data import SliceDataModule
 from medqdm.errors import MedQDMError
 from medqdm.models.perceptual import load_perceptual
-from medqdm.rivals.networks import EDSR
-from medqdm.rivals.weights import build_edsr, build_unet, resshift_engine, save
 from medqdm.training.diffusion import DiffusionModule, log_scores
 from medqdm.training.fit import fit
 from medqdm.training.lightning import without_harmless_messages
@@ -27,6 +25,8 @@ from medqdm.training.run import (
     on_first_process,
     open_run,
 )
+from studies.baselines.networks import EDSR
+from studies.baselines.weights import build_edsr, build_unet, resshift_engine, save
 
 SECTIONS = {"edsr": EDSRSection(), "resshift": ResShiftSection()}
 STAGE = "rival"  # sub-folder of the run
