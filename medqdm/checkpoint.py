@@ -183,7 +183,7 @@ def load(path: Path) -> Checkpoint:
     if task.rival is not None:
         raise MedQDMError(
             f"{path.name}: must be weights of a QDM, got a rival's ({task.rival.network}); "
-            "medqdm evaluate --against takes them"
+            "python -m studies.baselines evaluate --against accepts them"
         )
     where = path.name
     autoencoder = build_from(

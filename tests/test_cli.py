@@ -247,11 +247,6 @@ def test_usage_errors_come_from_the_parser() -> None:
             "uncertainty", "mean", "batch-size", "seed", "steps", "slice-axis",
         )),
         *(("evaluate", f"--{name}") for name in ("mean", "seed")),
-        *(("benchmark", f"--{name}") for name in ("slices", "repeats")),
-        *(("study", f"--{name}") for name in (
-            "readers", "stack", "repeat", "seed", "port",
-        )),
-        ("train-rival", "--minutes"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("number", ["1" + 19 * "0", 400 * "9", "-1", "inf", "nan"])
@@ -263,9 +258,6 @@ def test_huge_numbers_are_refused(
     arguments: dict[str, tuple[str | Path, ...]] = {
         "enhance": (series, *out, "--weights", weights, "--device", "cpu"),
         "evaluate": ("--data", series.parent, *out, "--weights", weights, "--device", "cpu"),
-        "benchmark": (series, "--weights", weights, "--device", "cpu", "--quick"),
-        "study": (series, *out, "--source", series),
-        "train-rival": ("edsr", "--task", "tiny", "--data", series.parent, *out),
     }
     began = time.perf_counter()
     code, _, err = medqdm(command, *arguments[command], f"{option}={number}")

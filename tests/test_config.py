@@ -21,7 +21,7 @@ from medqdm.config.size import count_weights
 from medqdm.config.task import RETIRED
 from medqdm.errors import MedQDMError
 from medqdm.loading import bundled_weights
-from medqdm.rivals.weights import build_edsr, build_unet
+from studies.baselines.weights import build_edsr, build_unet
 
 
 @pytest.mark.parametrize("name", task_names())

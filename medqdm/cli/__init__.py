@@ -9,7 +9,7 @@ import typer
 from rich.logging import RichHandler
 from rich.markup import escape
 
-from medqdm.cli import benchmark, enhance, evaluate, look, train
+from medqdm.cli import enhance, evaluate, look, train
 from medqdm.cli.terminal import console, messages
 from medqdm.errors import MedQDMError, trace
 
@@ -25,13 +25,10 @@ for command in (
     train.train,
     train.train_gain,
     train.train_spread,
-    train.train_rival,
     train.prepare,
     evaluate.evaluate,
-    benchmark.benchmark,
     look.info,
     look.review,
-    look.study,
     look.tasks,
     train.import_weights,
 ):
@@ -54,8 +51,8 @@ def setup(
     console.quiet = quiet
 
 
-def main() -> None:
-    """Run the command line; a user's mistake ends in one line and exit code 2.
+def main(app: typer.Typer = app) -> None:
+    """Run a command line; a user's mistake ends in one line and exit code 2.
 
     With ``--debug`` its traceback comes before the line.
     """

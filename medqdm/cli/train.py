@@ -1,7 +1,6 @@
 """``medqdm train`` and what follows it or prepares it."""
 
 from collections.abc import Callable, Sequence
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -80,38 +79,6 @@ def _go_on(
 
     made = run(weights or bundled_weights(task or "sr4"), data, out, settings or ())
     console.print(f"weights: {made}", soft_wrap=True)
-
-
-class Rival(StrEnum):
-    """Networks to compare with."""
-
-    edsr = "edsr"
-    resshift = "resshift"
-
-
-def train_rival(
-    network: Annotated[Rival, typer.Argument(help="A regression CNN, or a U-Net that diffuses.")],
-    task: TaskName,
-    data: Data,
-    out: RunFolder,
-    autoencoder: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="For resshift: weights whose autoencoder it takes."),
-    ] = None,
-    minutes: Annotated[
-        Optional[float],  # noqa: UP045
-        typer.Option(min=0.01, help="Minutes of training, validation apart; default: steps."),
-    ] = None,
-    settings: Set = None,
-) -> None:
-    """Train another network on a task's data, to compare with. The same command resumes."""
-    from medqdm.rivals import rival_task
-    from medqdm.rivals import train_rival as run
-
-    budget = [] if minutes is None else [f"training.minutes={minutes}"]
-    chosen = rival_task(network.value, task, [*(settings or ()), *budget])
-    weights = run(chosen, data, out, autoencoder=autoencoder)
-    console.print(f"weights: {weights}", soft_wrap=True)
 
 
 def prepare(

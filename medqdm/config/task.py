@@ -71,7 +71,7 @@ class Task(Section):
     diffusion: DiffusionSection = DiffusionSection()
     training: TrainingSection = TrainingSection()
     rival: RivalSection | None = None
-    """Another network that takes the model's place, to compare with (``medqdm train-rival``)."""
+    """Another network that takes the model's place, to compare with (``studies.baselines``)."""
 
     @model_validator(mode="before")
     @classmethod

@@ -118,7 +118,7 @@ class SpreadTraining(Section):
 
 
 class RegressionTraining(Section):
-    """``medqdm train-rival edsr``: a network from LR to HR images, by its L1 error."""
+    """``studies.baselines train edsr``: a network from LR to HR images, by its L1 error."""
 
     steps: Updates = 20_000
     batch_size: Batch = 8

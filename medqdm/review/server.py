@@ -160,13 +160,14 @@ class _Handler(BaseHTTPRequestHandler):
         """Keep the terminal for the command's own lines."""
 
 
-def page_file(name: str) -> Answer:
-    """A file of the pages that come with medqdm.
+def page_file(name: str, package: str = "medqdm.review") -> Answer:
+    """A file of a page.
 
     Args:
-        name: in ``medqdm/review/page``; never a name that a request chose.
+        name: in the package's folder ``page``; never a name that a request chose.
+        package: that has the page.
     """
-    path = files("medqdm.review") / "page" / name
+    path = files(package) / "page" / name
     return path.read_bytes(), {"Content-Type": _TYPES[name[name.rindex(".") :]]}
 
 

@@ -1,6 +1,0 @@
-"""Rivals: other networks trained on the same data within the same time, to compare with."""
-
-from medqdm.rivals.training import rival_task, train_rival
-from medqdm.rivals.weights import open_any
-
-__all__ = ["open_any", "rival_task", "train_rival"]
