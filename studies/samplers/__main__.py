@@ -24,7 +24,7 @@ def compare(  # noqa: PLR0913, PLR0917  (one option each)
     ] = None,
     student: Annotated[
         Optional[list[Path]],  # noqa: UP045
-        typer.Option(help="Weights of a distilled model; repeatable."),
+        typer.Option(help="Weights of another model, at 1, 2 and 4 steps; repeatable."),
     ] = None,
     task: BundledTask = None,
     weights: Weights = None,

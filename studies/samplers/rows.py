@@ -57,7 +57,7 @@ def default_rows(num_steps: int, students: Sequence[Path] = ()) -> list[Row]:
 
     Args:
         num_steps: T.
-        students: weights of distilled models, each to run at 1, 2 and 4 steps.
+        students: weights of other models, each to run at 1, 2 and 4 steps.
     """
     rows = [reference_row(num_steps), Row("enhance", "enhance")]  # the second as the weights carry
     for gamma in _GAMMAS:

@@ -36,7 +36,7 @@ def compare_samplers(  # noqa: PLR0913  (all by keyword but two)
         data: folder of volumes.
         out: folder for ``samplers.md``, ``samplers.json`` and ``samplers.png``.
         samplers: rows of the table, see ``parse_rows``.
-        students: weights of distilled models.
+        students: weights of other models.
         task: whose bundled weights to take; sr4 if neither task nor weights are given.
         weights: a weights file instead; with a task, it must be of the task's factor.
         device: see ``choose_device``.
