@@ -129,9 +129,9 @@ def test_a_nifti_mask_lands_on_a_dicom_series(
 def test_masks_with_equal_spacings_have_their_slices_on_the_last_axis(tmp_path: Path) -> None:
     mask = np.zeros((5, PX, PX), dtype=np.uint8)
     mask[3, 10:20, 30:50] = 1
-    for name in ("data", "roi"):
+    for name, values in (("data", 300.0 * mask - 500), ("roi", mask)):
         (tmp_path / name).mkdir()
-        image = nibabel.Nifti1Image(mask.transpose(2, 1, 0), np.diag([-1.0, -1.0, 1.0, 1.0]))
+        image = nibabel.Nifti1Image(values.transpose(2, 1, 0), np.diag([-1.0, -1.0, 1.0, 1.0]))
         nibabel.save(image, tmp_path / name / "a.nii.gz")
     found = RoiFolder(tmp_path / "roi", tmp_path / "data", PX).mask("a", 3)
     assert (found == mask[3]).all()
@@ -213,7 +213,7 @@ def test_masks_need_the_volumes_themselves(
         RoiFolder(tmp_path / "roi", volumes, PX).mask("stranger", 0)
     (volumes / "b").mkdir()
     for name in ("one.nii.gz", "two.nii.gz"):
-        save_nifti(volumes / "b" / name, marked)
+        save_nifti(volumes / "b" / name, 300.0 * marked - 500)
     save_npz(tmp_path / "roi" / "b.npz", marked)
     with pytest.raises(MedQDMError, match="b: must have one volume when masks are given, got 2"):
         RoiFolder(tmp_path / "roi", volumes, PX)

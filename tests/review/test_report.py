@@ -134,7 +134,7 @@ def test_the_page_needs_nothing_else_and_is_the_same_each_time() -> None:
 
 def test_the_page_tells_what_was_done() -> None:
     html = render_report(content_of(7))
-    for text in ("x4", "25.0 %", "8.2 HU", "-0.30 HU", "ab" * 32, "150 HU",
+    for text in ("x4", "25.0 %", "8.2 HU", "-0.3 HU", "ab" * 32, "150 HU",
                  "uniform, steps 1, gamma 1",
                  "4; the mean is written", "Research use only", "synthetic", "Slice 7 of 7",
                  "least like its source", "overlays/segmentation.dcm",
