@@ -1,18 +1,42 @@
 """CT super-resolution with quadtree diffusion models, from DICOM to DICOM.
 
-The one-call functions below are loaded when first used, so that ``import medqdm`` stays light:
-``enhance_series``, ``train``, ``prepare``, ``evaluate_weights``, ``import_published_weights``.
+Each public name is loaded when it is first used, so that ``import medqdm`` loads no library.
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from medqdm.config import Task, load_task, task_names
-from medqdm.errors import MedQDMError
-from medqdm.io import read, write
 from medqdm.version import __version__
-from medqdm.volume import Volume
-from medqdm.window import Window
+
+if TYPE_CHECKING:
+    from medqdm.batch import enhance_all
+    from medqdm.config import Task, load_task, task_names
+    from medqdm.data import prepare
+    from medqdm.enhance import enhance_series
+    from medqdm.errors import MedQDMError
+    from medqdm.evaluate import evaluate_weights
+    from medqdm.imported import import_weights
+    from medqdm.io import read, write
+    from medqdm.training.run import train
+    from medqdm.volume import Volume
+    from medqdm.window import Window
+
+_MODULES = {
+    "MedQDMError": "medqdm.errors",
+    "Task": "medqdm.config",
+    "Volume": "medqdm.volume",
+    "Window": "medqdm.window",
+    "enhance_all": "medqdm.batch",
+    "enhance_series": "medqdm.enhance",
+    "evaluate_weights": "medqdm.evaluate",
+    "import_weights": "medqdm.imported",
+    "load_task": "medqdm.config",
+    "prepare": "medqdm.data",
+    "read": "medqdm.io",
+    "task_names": "medqdm.config",
+    "train": "medqdm.training.run",
+    "write": "medqdm.io",
+}
 
 __all__ = [
     "MedQDMError",
@@ -20,25 +44,25 @@ __all__ = [
     "Volume",
     "Window",
     "__version__",
+    "enhance_all",
+    "enhance_series",
+    "evaluate_weights",
+    "import_weights",
     "load_task",
+    "prepare",
     "read",
     "task_names",
+    "train",
     "write",
 ]
 
-# Loaded when first used: ``import medqdm`` stays light, without torch.
-_LAZY = {
-    "enhance_all": "medqdm.batch",
-    "enhance_series": "medqdm.enhance",
-    "train": "medqdm.training.run",
-    "prepare": "medqdm.data",
-    "evaluate_weights": "medqdm.evaluate",
-    "import_weights": "medqdm.imported",
-}
-
 
 def __getattr__(name: str) -> Any:
-    """The one-call functions ``enhance_series``, ``train``, ``prepare``, ``evaluate_weights``."""
-    if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
-    raise AttributeError(f"module 'medqdm' has no attribute {name!r}")
+    """Load a public name."""
+    if name not in _MODULES:
+        raise AttributeError(f"module 'medqdm' has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -60,7 +60,8 @@ class Row:
     @property
     def is_failure(self) -> bool:
         """Whether somebody should look after it."""
-        return self.status in ("refused", "failed") or bool(self.left_out)
+        may_be_slices = self.status == "skipped" and bool(self.series)
+        return self.status in ("refused", "failed") or bool(self.left_out) or may_be_slices
 
 
 def find_many(root: Path) -> io.Inventory:

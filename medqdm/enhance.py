@@ -97,6 +97,7 @@ def enhance_volume(  # noqa: PLR0913  (all by keyword but three)
         run["output"] |= {
             "transfer_syntax": transfer_syntax,
             "identity": identity,
+            "num_bytes": _num_bytes(output.folder),
             "overlays": _add_overlays(output, enhancer, overlays),
         }
         _add_report(output, volume, run)
@@ -210,6 +211,12 @@ def _identity(
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
+def _num_bytes(folder: Path) -> int:
+    """Size of the enhanced slices, which tells files that were cut short later."""
+    files = (*folder.glob("IM*.dcm"), *folder.glob("enhanced.*"))
+    return sum(file.stat().st_size for file in files)
+
+
 def _finished(out: Path, identity: str, volume: Volume, *, overwrite: bool) -> Summary | None:
     """The figures of an earlier run with the same identity, if its output is still whole.
 
@@ -225,7 +232,8 @@ def _finished(out: Path, identity: str, volume: Volume, *, overwrite: bool) -> S
         files_are_there = io.is_complete(volume, out, output["format"]) and all(
             (out / name).is_file() for name in output["overlays"]
         )
-        if output["identity"] == identity and files_are_there:
+        is_same = output["identity"] == identity and output["num_bytes"] == _num_bytes(out)
+        if is_same and files_are_there:
             return Summary(
                 len(volume.hu),
                 finished=run["summary"],

@@ -190,6 +190,7 @@ def test_a_damaged_file_is_named_and_costs_no_series(enhancer, root, tmp_path) -
     skipped = {row.message: row.series for row in rows if row.status == "skipped"}
     assert skipped["not DICOM"] == ""
     assert "a/torn" in skipped.values()
+    assert [row.series for row in rows if row.status == "skipped" and row.is_failure] == ["a/torn"]
     listed = {line["message"]: line["series"] for line in read_summary(tmp_path / "out")}
     assert "a/torn" in listed.values()
 

@@ -1,11 +1,15 @@
 import ast
 import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
+import pytest
 import yaml
 from packaging.requirements import Requirement
+
+import medqdm
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -35,6 +39,21 @@ def test_constraints_pin_every_direct_dependency_within_its_bounds() -> None:
             version = pinned[canonical(requirement.name)]
             assert requirement.specifier.contains(version), (text, version)
     assert pinned["torch"] == "2.13.0"
+
+
+@pytest.mark.parametrize("module", ["medqdm", "medqdm.cli"])
+def test_import_loads_no_library_of_the_work(module: str) -> None:
+    heavy = {"numpy", "torch", "scipy", "pydicom", "monai", "nibabel", "SimpleITK", "pydantic"}
+    code = f"import sys, {module}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not heavy & set(done.stdout.split())
+
+
+def test_every_public_name_can_be_loaded() -> None:
+    assert dir(medqdm) == medqdm.__all__ == sorted(medqdm.__all__)
+    assert all(getattr(medqdm, name) is not None for name in medqdm.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        medqdm.nothing  # noqa: B018
 
 
 def test_readme_map_names_what_is_there() -> None:

@@ -238,6 +238,7 @@ class TestResume:
             lambda out: retag(out / "IM0005.dcm", PatientName="Other^Patient"),
             lambda out: retag(out / "IM0001.dcm", StudyInstanceUID="1.2.3"),
             lambda out: (out / "run.json").write_text("{}"),
+            lambda out: os.truncate(out / "IM0004.dcm", (out / "IM0004.dcm").stat().st_size // 2),
         ],
     )
     def test_an_output_that_was_touched_is_not_finished(

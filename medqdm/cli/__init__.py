@@ -12,6 +12,7 @@ from rich.markup import escape
 from medqdm.cli import enhance, evaluate, look, train
 from medqdm.cli.terminal import console, messages
 from medqdm.errors import MedQDMError, trace
+from medqdm.version import __version__
 
 app = typer.Typer(
     help="CT super-resolution with quadtree diffusion models. Research use only: "
@@ -19,6 +20,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (
     enhance.enhance,
@@ -35,6 +37,12 @@ for command in (
     app.command(command.__name__.replace("_", "-"))(command)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        console.print(f"medqdm {__version__}", highlight=False)
+        raise typer.Exit
+
+
 @app.callback()
 def setup(
     debug: Annotated[
@@ -42,6 +50,9 @@ def setup(
     ] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", hidden=True)] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Show warnings only.")] = False,
+    version: Annotated[  # noqa: ARG001  (its callback prints it)
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show it.")
+    ] = False,
 ) -> None:
     """Set up logging for all commands."""
     level = logging.DEBUG if debug or verbose else logging.WARNING if quiet else logging.INFO

@@ -238,7 +238,8 @@ def _enhance_many(
     failures = [row for row in rows if row.is_failure]
     for row in failures:
         status = "incomplete" if row.status in DONE else row.status
-        text = f"{status}: series {row.series}: {row.message}"
+        what = "may be slices" if status == "skipped" else "series"
+        text = f"{status}: {what} {row.series}: {row.message}"
         messages.print(text, style="red", soft_wrap=True, highlight=False, markup=False)
     if failures:
         raise typer.Exit(3)

@@ -118,8 +118,7 @@ def check_series(files: Sequence[Path], sources: Sequence[Dataset]) -> None:
         taken.add(str(written.SOPInstanceUID))
         numbers.add(_text(written, "InstanceNumber"))
     check_owner(sources, where="derived series")  # its slices were found to have the same owners
-    if len(numbers) < len({_text(source, "InstanceNumber") or str(k) for k, source in
-                           enumerate(sources)}):  # fmt: skip
+    if len(numbers) < len({_text(source, "InstanceNumber") for source in sources} - {""}):
         raise _fault(files[0], "have the instance number of its source")
 
 

@@ -255,7 +255,8 @@ def _describe_image(source: Dataset, out: Dataset, derivation: Derivation, index
         out.InstanceCreationDate, out.InstanceCreationTime = date, time
         out.ContentDate, out.ContentTime = date, time
     out.ContentQualification = "RESEARCH"
-    if not source.get("InstanceNumber"):
+    number = source.get("InstanceNumber")
+    if number is None or str(number) == "":  # 0 is a number too
         out.InstanceNumber = index + 1
 
 

@@ -13,7 +13,8 @@ UNDECODABLE = "\ufffd"  # stands in a text for bytes that its character set does
 def check_owner(headers: Sequence[Dataset], *, where: str) -> list[str]:
     """Refuse slices of several patients or studies; careless anonymization gives them one UID.
 
-    PatientID tells patients apart, and where it is empty, PatientName. A study for each single
+    PatientID tells patients apart, where it is empty PatientName, and where both are empty
+    PatientBirthDate. A study for each single
     slice is the work of a converter, and no reason to refuse them.
 
     Args:
@@ -27,7 +28,9 @@ def check_owner(headers: Sequence[Dataset], *, where: str) -> list[str]:
         MedQDMError: there are several patients or studies.
     """
     ids = {_text(header, "PatientID") for header in headers}
-    patients = len(ids) if any(ids) else len({_name(header) for header in headers})
+    names = {_name(header) for header in headers}
+    born = {_text(header, "PatientBirthDate") for header in headers}
+    patients = len(ids if any(ids) else names if any(names) else born - {""})
     studies = len({_text(header, "StudyInstanceUID") for header in headers})
     if patients > 1 or 1 < studies < len(headers):
         owner, count = ("patient", patients) if patients > 1 else ("study", studies)

@@ -23,6 +23,9 @@ DAMAGED, UNREADABLE = "damaged DICOM file", "file or folder that cannot be opene
 NAMELESS, CLASSLESS = "CT without series UID", "DICOM without SOPClassUID"
 ARCHIVE = "archive (unpack it first)"
 _ARCHIVES = (b"PK\3\4", b"\x1f\x8b", b"7z\xbc\xaf\x27\x1c", b"Rar!", b"BZh", b"\xfd7zXZ\0")
+_SLICE_ENDINGS = (".dcm", ".dicom", ".ima")
+_APPLE_DOUBLE = b"\0\5\x16\7"  # what macOS writes beside a file under its name
+_PREAMBLE = 132
 _MAY_BE_SLICES = (DAMAGED, UNREADABLE, NAMELESS, CLASSLESS)
 _NAMED_FILES = 5  # in one message
 logger = logging.getLogger(__name__)
@@ -191,7 +194,7 @@ def _probe(file: Path) -> tuple[str, list[Slice]] | str:
             return "no regular file"
         found = read_header(file)
         if found is None:
-            return ARCHIVE if _is_archive(file) else "not DICOM"
+            return _name_of_other(file)
         slices = _slices(file, *found)
         return slices if isinstance(slices, str) else (str(found[0].SeriesInstanceUID), slices)
     except Exception as error:  # whatever one file raises must not cost the others
@@ -199,9 +202,16 @@ def _probe(file: Path) -> tuple[str, list[Slice]] | str:
         return UNREADABLE if system_number(error) else DAMAGED
 
 
-def _is_archive(file: Path) -> bool:
+def _name_of_other(file: Path) -> str:
+    """What a file is that does not begin like DICOM: a slice may have lost its beginning."""
     with file.open("rb") as stream:
-        return stream.read(8).startswith(_ARCHIVES)
+        head = stream.read(_PREAMBLE)
+    if head.startswith(_ARCHIVES):
+        return ARCHIVE
+    ending = file.suffix.lower()
+    is_blank = not head.strip(b"\0") and (not ending or ending[1:].isdecimal())
+    is_named = ending in _SLICE_ENDINGS and not head.startswith(_APPLE_DOUBLE)
+    return DAMAGED if is_blank or is_named else "not DICOM"
 
 
 def _slices(file: Path, header: Dataset, position: int) -> list[Slice] | str:

@@ -194,7 +194,9 @@ def take_inventory(path: str | Path) -> Inventory:
     with tolerant():
         for uid, slices in found.series.items():
             of_series = _summarize_series(uid, slices)
-            beside = {file for file in found.lost if of_series[0].path in file.parents}
+            place = of_series[0].path
+            folder = place if place.is_dir() else place.parent
+            beside = {file for file in found.lost if folder in file.parents}
             of_it = tuple(sorted({item.path for item in slices} | beside))
             summaries += [replace(summary, files=of_it) for summary in of_series]
     if summaries and volumes:

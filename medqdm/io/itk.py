@@ -23,6 +23,7 @@ from medqdm.io.whole import whole_file
 from medqdm.volume import Source, Volume, check_same_edges
 
 _SINGLE_FILE = (".nrrd", ".mha")
+_OURS = "medqdm"  # the key of a field in files that medqdm wrote
 _ABOUT_THE_FILE = ("ITK_", "NRRD_")  # keys that describe the lattice or the encoding read
 _READ_BY, _LPS = "ITK_InputFilterName", "left-posterior-superior"  # what ITK turns RAS and LAS into
 _READER = Path(__file__).with_name("itk_child.py")
@@ -61,7 +62,7 @@ def load_itk(path: Path) -> Loaded:
     if fields.get(_READ_BY) == "NrrdImageIO" and fields.get("NRRD_space") != _LPS:
         warnings += ("the header names no space of the patient; the place there is a guess",)
     kept = {key: value for key, value in fields.items() if not key.startswith(_ABOUT_THE_FILE)}
-    source = Source("itk", path.name, {"metadata": kept}, warnings)
+    source = Source("itk", path.name, {"metadata": kept}, warnings, is_enhanced=_OURS in fields)
     affine = _affine(facts["spacing"], facts["direction"], facts["origin"])
     return Loaded(Lattice(voxels, affine), source, facts["encoding"])
 
@@ -138,6 +139,7 @@ def write_itk(source: Volume, volume: Volume, path: Path, *, overwrite: bool = F
         if source.source.kind == "itk":
             for key, value in source.source.headers["metadata"].items():
                 image.SetMetaData(key, value)
+        image.SetMetaData(_OURS, "derived by AI super-resolution")
         sitk.WriteImage(image, str(partial), useCompression=True)
         written = sitk.ImageFileReader()
         written.SetFileName(str(partial))

@@ -83,6 +83,7 @@ def whole_folder(
     with _hidden_sibling(path) as hidden, told_by_the_disk(path):
         new, old = hidden / "new", hidden / "old"
         _put_back(old, path)
+        check_folder(path, overwrite=overwrite, marker=marker)
         _clear(hidden)
         new.mkdir()  # not with the mode of the hidden folder: this one is published
         try:

@@ -184,7 +184,9 @@ def load_review(
     record, refined = _read_record(folder), load_refined(folder)
     before = None
     if source is not None:
-        before = io.read(source, series=series, slice_axis=slice_axis, any_values=True)
+        before = io.read(
+            source, series=series, slice_axis=slice_axis, skip_bad=True, any_values=True
+        )
     own = before.source.headers if before else None
     axis = own.get("slice_axis", _NEW_AXIS) if isinstance(own, dict) else slice_axis
     file = next(iter(sorted(folder.glob("enhanced.*"))), folder)

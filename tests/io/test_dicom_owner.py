@@ -85,3 +85,15 @@ def test_names_stay_undecoded(ct_series) -> None:
     volume = read(ct_series(PIXELS, PatientID=""))
     header = volume.source.headers[0]
     assert header.get_item("PatientName").is_raw
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_birth_dates_tell_patients_apart_where_nothing_else_does(ct_series, seed) -> None:
+    born = differing("PatientBirthDate", ["19500101", "19700101"], seed)
+
+    def edit(dataset, k):
+        born(dataset, k)
+        dataset.PatientID = dataset.PatientName = ""
+
+    with pytest.raises(MedQDMError, match="one patient, got 2"):
+        read(ct_series(PIXELS, edit=edit))

@@ -541,3 +541,24 @@ def test_files_that_may_be_slices_are_named(ct_series):
     source = read(folder).source
     assert source.warnings == ("1 file(s) may be slices but are damaged: torn",)
     assert (source.left_out, source.losses) == (1, source.warnings)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("ending", ["", ".dcm", ".IMA", ".17"])
+def test_a_slice_that_lost_its_beginning_is_counted(ct_series, ending, seed) -> None:
+    folder = ct_series(np.zeros((5, 8, 8)))
+    draw = np.random.default_rng(seed)
+    victim = sorted(folder.iterdir())[draw.integers(5)]
+    whole = victim.read_bytes()
+    victim.unlink()
+    lost = [b"", bytes(len(whole)), whole[: draw.integers(1, 128)]]
+    if ending in (".dcm", ".IMA"):
+        lost.append(b"<html>not found</html>")
+    (folder / f"{victim.name}{ending}").write_bytes(lost[seed % len(lost)])
+    (folder / "notes.txt").write_bytes(b"")
+    (folder / "._001.dcm").write_bytes(b"\0\5\x16\7" + bytes(200))
+    (folder / "Thumbs.db").write_bytes(bytes(600))
+    volume = read(folder)
+    assert len(volume.hu) == 4
+    assert volume.source.left_out == 1
+    assert any("1 file(s) may be slices" in warning for warning in volume.source.warnings)

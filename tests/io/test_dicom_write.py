@@ -745,3 +745,22 @@ class TestCheckSlice:
         dataset.save_as(file)
         with pytest.raises(MedQDMError, match="UIDs of its own"):
             check_slice(file, header, padding)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_instance_numbers_from_0_and_missing_ones(ct_series, tmp_path, seed) -> None:
+    draw = np.random.default_rng(seed)
+    numbers = draw.permutation(5)
+    missing = set(draw.choice(5, size=seed, replace=False).tolist())
+
+    def edit(dataset, k):
+        dataset.InstanceNumber = None if k in missing else int(numbers[k])
+
+    source = read(ct_series(np.zeros((5, 8, 8)), edit=edit))
+    _write(source, tmp_path / "out")
+    written = _headers(tmp_path / "out")
+    for before, after in zip(source.source.headers, written, strict=True):
+        if before.get("InstanceNumber") is not None:
+            assert after.InstanceNumber == before.InstanceNumber
+        else:
+            assert after.InstanceNumber is not None

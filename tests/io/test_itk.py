@@ -33,6 +33,8 @@ def test_round_trip_keeps_edges_mark_and_metadata(image, tmp_path, phantom, endi
     volume = read(tmp_path / f"scan{ending}", slice_axis=2)
     np.testing.assert_array_equal(volume.hu, phantom)
     write(volume, _enhance(volume), tmp_path / f"out{ending}")
+    assert not volume.source.is_enhanced
+    assert read(tmp_path / f"out{ending}", slice_axis=2).source.is_enhanced
     after = sitk.ReadImage(str(tmp_path / f"out{ending}"))
     assert after.GetSize() == (160, 192, 4)
     assert after.GetPixelID() == sitk.sitkInt16
