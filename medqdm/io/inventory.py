@@ -199,6 +199,7 @@ def take_inventory(path: str | Path) -> Inventory:
             beside = {file for file in found.lost if folder in file.parents}
             of_it = tuple(sorted({item.path for item in slices} | beside))
             summaries += [replace(summary, files=of_it) for summary in of_series]
+        torn = _torn_series(found.series.values())
     if summaries and volumes:
         skipped[_BESIDE] = len(volumes)
     elif volumes:
@@ -208,7 +209,7 @@ def take_inventory(path: str | Path) -> Inventory:
         tuple(summaries),
         dict(skipped + found.skipped),
         _names_of(found.lost, path),
-        _torn_series(found.series.values()),
+        torn,
     )
 
 
