@@ -214,5 +214,4 @@ def test_every_file_of_the_page_is_in_the_package():
     page = Path(cli.__file__).parents[1] / "review" / "page"
     assert {file.name for file in page.iterdir()} == {
         "index.html", "style.css", "main.js", "panel.js", "paint.js", "loader.js", "measure.js",
-        "study.html", "study.css", "study.js",
     }  # fmt: skip
