@@ -11,11 +11,11 @@ from nibabel.openers import ImageOpener
 from nibabel.volumeutils import seek_tell
 from numpy.typing import NDArray
 
-import medqdm
 from medqdm.errors import MedQDMError
 from medqdm.io.axes import Lattice, Loaded, Place, place, planes
 from medqdm.io.claims import check_nifti_claim
 from medqdm.io.whole import whole_file
+from medqdm.version import __version__
 from medqdm.volume import Source, Volume, check_same_edges
 
 _LPS_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # its own inverse
@@ -157,9 +157,7 @@ def _image(source: Volume, target: Place) -> Any:
     image = kind(np.broadcast_to(np.int16(0), target.shape), affine, header)
     image.header.set_slope_inter(1, 0)
     image.header.set_xyzt_units("mm", None if own is None else own.get_xyzt_units()[1])
-    image.header["descrip"] = (
-        f"medqdm {medqdm.__version__}, derived by AI super-resolution".encode()
-    )
+    image.header["descrip"] = f"medqdm {__version__}, derived by AI super-resolution".encode()
     image.header["cal_min"] = image.header["cal_max"] = 0
     _set_forms(image, own, affine, target.shape)
     image.update_header()
