@@ -54,9 +54,10 @@ def find_patients(data: Path) -> list[Patient]:
     """The patients of a folder, by name.
 
     Every folder and every NIfTI, NRRD or MetaImage file directly below is one patient; in a
-    patient's folder every CT series and volume file counts. A folder that holds one patient's
-    files itself, or a single file, is that one patient. Segmentations and MR, which HaN-Seg and
-    SegRap2023 put beside the CT, are known by their names and left out with a warning.
+    patient's folder every CT series counts, or every volume file where there is no DICOM series.
+    A folder that holds one patient's files itself, or a single file, is that one patient.
+    Segmentations and MR, which HaN-Seg and SegRap2023 put beside the CT, are known by their names
+    and left out with a warning.
 
     Args:
         data: the folder.

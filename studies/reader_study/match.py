@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from medqdm import io
 from medqdm.errors import MedQDMError
+from medqdm.io.formats import ITK_ENDINGS, NIFTI_ENDINGS, has_ending
 from medqdm.io.plausibility import OVERRIDE
 from medqdm.metrics import reduce_by_area
 from medqdm.review.series import CELL_LR_PX, Review, load_refined, load_review
@@ -106,13 +107,23 @@ def _candidates(roots: Sequence[str | Path], option: str) -> list[_Candidate]:
         if not root.is_file():
             here = [
                 _Candidate(series.path, series.series_instance_uid, _cells(series))
-                for series in io.take_inventory(root).series
+                for series in _series_below(root)
                 if OVERRIDE in (series.problem or OVERRIDE) and not _is_output(series.path, root)
             ]
         if not here:
             raise MedQDMError(f"{option}: must hold CT series, got none in {root}; check the path")
         found |= dict.fromkeys(here)
     return list(found)
+
+
+def _series_below(root: Path) -> list[io.SeriesSummary]:
+    """DICOM series and volume files of a folder; an inventory leaves files beside DICOM out."""
+    found = list(io.take_inventory(root).series)
+    listed = {series.path for series in found}
+    for file in sorted(root.rglob("*")):
+        if has_ending(file, (*NIFTI_ENDINGS, *ITK_ENDINGS)) and file not in listed:
+            found += io.take_inventory(file).series
+    return found
 
 
 def _cells(series: io.SeriesSummary) -> tuple[int, int, int] | None:
